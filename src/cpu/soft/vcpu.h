@@ -1,0 +1,136 @@
+/*
+ * One vCPU of the soft engine: its live state and the few things every instruction needs.
+ *
+ * Everything under src/cpu/soft is compiled with -mgeneral-regs-only and without libc string
+ * builtins, because the guest's x87/SSE/AVX registers stay in the host's registers while guest
+ * code runs. Before calling anything outside this folder that may touch vector registers (the bus,
+ * the APIC, locks, logging, libc), call soft_fpu_park(cpu); it is cheap when nothing is loaded.
+ *
+ * Faults: any access may raise a guest exception, which leaves the handler by a non-local jump to
+ * the run loop (soft_raise*, never returns). So an instruction handler reads and checks everything first,
+ * and commits registers and flags after its last access that can fault; it holds no lock.
+ *
+ * RIP: while an instruction runs, s.rip is its first byte and next_rip the byte after it. A branch
+ * sets next_rip. The run loop commits s.rip = next_rip afterwards.
+ */
+#ifndef CPU_SOFT_VCPU_H
+#define CPU_SOFT_VCPU_H
+
+#include <stdatomic.h>
+
+#include "base/types.h"
+#include "cpu/cpu_state.h"
+#include "cpu/engine.h"
+#include "x86/arch.h"
+
+struct soft_vm;
+struct soft_mmu;   /* mmu.h: the TLB */
+struct soft_cache; /* block.h: decoded blocks */
+
+/* An exception or interrupt on its way to the guest. */
+struct soft_event {
+    uint8_t vector;
+    uint8_t type;      /* SOFT_EVENT_* */
+    bool has_error;
+    uint32_t error;
+};
+
+enum soft_event_type {
+    SOFT_EVENT_EXTERNAL,  /* external interrupt */
+    SOFT_EVENT_NMI,
+    SOFT_EVENT_EXCEPTION, /* fault or trap found by the CPU: s.rip is what to push */
+    SOFT_EVENT_INT,       /* INT n: gate DPL is checked; next_rip is pushed */
+    SOFT_EVENT_INT3_INTO, /* INT3, INTO: DPL is checked, no IOPL check in virtual-8086 mode */
+    SOFT_EVENT_ICEBP,     /* INT1 */
+};
+
+/*
+ * What decoding depends on. A decoded block is keyed by (physical address, mode), so handlers are
+ * bound with these facts known. Recomputed by soft_mode_update() whenever CS, CPL, CR0, CR4, EFER,
+ * XCR0 or RFLAGS.VM/TF change.
+ */
+#define SOFT_MODE_CODE16   0x0001u /* exactly one of the three: default operand and address size */
+#define SOFT_MODE_CODE32   0x0002u
+#define SOFT_MODE_CODE64   0x0004u
+#define SOFT_MODE_CPL3     0x0008u /* user; unset: CPL 0-2 */
+#define SOFT_MODE_PE       0x0010u /* protected mode (CR0.PE), includes virtual-8086 */
+#define SOFT_MODE_VM       0x0020u /* virtual-8086 */
+#define SOFT_MODE_LMA      0x0040u /* long mode active: 64-bit or compatibility */
+#define SOFT_MODE_TS       0x0080u /* CR0.TS */
+#define SOFT_MODE_EM       0x0100u /* CR0.EM */
+#define SOFT_MODE_MP       0x0200u /* CR0.MP */
+#define SOFT_MODE_OSFXSR   0x0400u /* CR4.OSFXSR */
+#define SOFT_MODE_OSXSAVE  0x0800u /* CR4.OSXSAVE */
+#define SOFT_MODE_AVX      0x1000u /* XCR0 has SSE and AVX, and CR4.OSXSAVE */
+#define SOFT_MODE_AVX512   0x2000u /* and all of AVX-512 */
+#define SOFT_MODE_STACK32  0x4000u /* SS.B: 32-bit stack pointer (64-bit code: always RSP) */
+#define SOFT_MODE_FLAT     0x8000u /* ES, CS, SS, DS have base 0 and limit 4G-1, usable */
+#define SOFT_MODE_OSXMMEXCPT 0x10000u /* CR4.OSXMMEXCPT: #XM rather than #UD */
+#define SOFT_MODE_NE       0x20000u /* CR0.NE: #MF rather than external FERR# */
+
+/* Requests to a running vCPU, set by any thread in `attention`, seen at the next block edge. */
+#define SOFT_ATTN_INTERRUPT 0x01u /* ask the local APIC */
+#define SOFT_ATTN_NMI       0x02u
+#define SOFT_ATTN_INIT      0x04u
+#define SOFT_ATTN_SIPI      0x08u
+#define SOFT_ATTN_KICK      0x10u /* leave vcpu_run */
+#define SOFT_ATTN_TIMER     0x20u /* look at the APIC timer's deadline */
+#define SOFT_ATTN_FLUSH     0x40u /* drop what was cached of code or translations (block.c, mmu.c) */
+
+struct soft_vcpu {
+    struct cpu_state s; /* live, except s.xsave while fpu_live; first member: s.gpr is at offset 0 */
+    uint64_t next_rip;
+    uint32_t mode;      /* SOFT_MODE_* */
+    uint8_t cpl;        /* SS.DPL; 3 in virtual-8086 mode, 0 in real mode */
+    bool fpu_live;      /* the guest's extended state is in the host's registers */
+    bool end_block;     /* leave the current decoded block after this instruction (mode changed, code
+                           under it was written, TLB flushed, interrupt window opened) */
+    bool single_step;   /* RFLAGS.TF was set when this instruction began */
+    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; mmu.h */
+    _Atomic uint32_t attention; /* SOFT_ATTN_* */
+    _Atomic uint8_t sipi_vector;
+
+    struct soft_event fault;    /* being raised; valid when the run loop is re-entered */
+    void *fault_jump[5];        /* __builtin_setjmp buffer of the run loop */
+
+    struct soft_mmu *mmu;       /* owned */
+    struct soft_cache *cache;   /* owned by the vCPU or shared by the VM: block.h decides */
+    struct soft_vm *soft_vm;
+    struct vcpu base;           /* what the rest of Lodge sees */
+
+    int64_t tsc_offset;         /* guest TSC = host TSC (scaled if need be) + offset */
+    uint64_t stat_insns, stat_blocks, stat_decodes, stat_tlb_misses, stat_faults, stat_exits;
+    /* Private parts of vcpu.c, mmu.c, ... follow as they need them. */
+};
+
+/* vcpu.c */
+_Noreturn void soft_raise(struct soft_vcpu *cpu, unsigned vector);
+_Noreturn void soft_raise_error(struct soft_vcpu *cpu, unsigned vector, uint32_t error);
+_Noreturn void soft_raise_page_fault(struct soft_vcpu *cpu, gva_t gva, uint32_t error);
+/* #UD for what decodes but is not allowed; #GP(0) */
+static inline _Noreturn void soft_raise_ud(struct soft_vcpu *cpu)
+{
+    soft_raise(cpu, VECTOR_UD);
+}
+static inline _Noreturn void soft_raise_gp(struct soft_vcpu *cpu, uint32_t error)
+{
+    soft_raise_error(cpu, VECTOR_GP, error);
+}
+
+/* Recomputes mode, cpl, mmu_index after a change of what they depend on; sets end_block. vcpu.c */
+void soft_mode_update(struct soft_vcpu *cpu);
+
+/* The guest's TSC now. vcpu.c */
+uint64_t soft_tsc(const struct soft_vcpu *cpu);
+
+/* String helpers that use no vector register (libc's do). */
+static inline void soft_copy(void *dst, const void *src, uint64_t len)
+{
+    __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(len) : : "memory");
+}
+static inline void soft_zero(void *dst, uint64_t len)
+{
+    __asm__ volatile("rep stosb" : "+D"(dst), "+c"(len) : "a"(0) : "memory");
+}
+
+#endif

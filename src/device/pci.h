@@ -1,0 +1,90 @@
+/*
+ * PCI: configuration space, BARs, MSI and MSI-X, and the host bridge that finds functions.
+ * Source: PCI Local Bus 3.0, PCI Express Base 3.0 (ECAM 7.2.2); Intel 3 Series (Q35) MCH data sheet.
+ *
+ * A function embeds struct pci_function and is put on bus 0. Its BARs are mapped on the machine's bus
+ * as the guest programs them. INTx: pins A-D of slot s go to GSI 16 + ((s + pin) & 3).
+ */
+#ifndef DEVICE_PCI_H
+#define DEVICE_PCI_H
+
+#include "core/machine.h"
+
+#define PCI_ECAM_BASE   0xb0000000u /* 256 buses of 1 MiB */
+#define PCI_ECAM_SIZE   0x10000000u
+#define PCI_MMIO32_BASE 0xc0000000u /* BARs below 4 GiB: up to PCI_MMIO32_END */
+#define PCI_MMIO32_END  0xfe000000u
+#define PCI_MMIO64_SIZE 0x4000000000ull /* BARs above RAM */
+
+#define PCI_BARS 6u
+
+struct pci_host;
+struct pci_function;
+
+struct pci_bar {
+    uint64_t size;             /* power of two; 0: none */
+    bool io, is64, prefetch;
+    const struct bus_ops *ops; /* region when decoded; run under the function's device lock */
+    void *opaque;
+    bool mapped;               /* on the bus now, at `base` */
+    uint64_t base;
+};
+
+struct pci_msix {
+    unsigned count;     /* vectors; 0: none */
+    unsigned bar;       /* holds the table at 0 and the PBA at 0x800 */
+    uint8_t cap;        /* offset of the capability */
+    struct pci_msix_vector {
+        uint64_t addr;
+        uint32_t data, control; /* control bit 0: masked */
+    } *table;           /* owned */
+    uint64_t pending;   /* PBA; up to 64 vectors */
+};
+
+struct pci_function {
+    struct device dev;
+    struct pci_host *host;
+    uint8_t slot;
+    uint8_t config[4096];
+    uint8_t writable[4096];  /* bits the guest may write */
+    uint8_t w1c[4096];       /* bits cleared by writing 1 */
+    uint16_t cap_end;        /* where the next capability goes */
+    uint8_t last_cap;
+    struct pci_bar bar[PCI_BARS];
+    struct pci_msix msix;
+    int intx_level;
+    /* optional hooks; device lock held */
+    void (*config_written)(struct pci_function *fn, unsigned offset, unsigned size);
+    uint32_t (*config_read)(struct pci_function *fn, unsigned offset, unsigned size, bool *handled);
+};
+
+struct pci_ids {
+    uint16_t vendor, device, subsystem_vendor, subsystem;
+    uint8_t revision;
+    uint8_t class_code[3]; /* base, sub, prog-if */
+};
+
+/* Ports CF8h/CFCh, the ECAM window, and the Q35 host bridge as 00:00.0. */
+nodiscard int pci_host_create(struct machine *machine, struct pci_host **out);
+
+/* Fills in the header of fn (storage of the caller's device) and puts it at 00:slot.0 (slot < 0: first free).
+ * The machine owns fn->dev from here on. */
+nodiscard int pci_function_add(struct pci_host *host, struct pci_function *fn, int slot,
+                               const struct pci_ids *ids, const struct device_ops *ops,
+                               const char *name);
+
+/* Before pci_function_add's function is seen by a guest. */
+void pci_bar_init(struct pci_function *fn, unsigned bar, uint64_t size, bool io, bool is64,
+                  const struct bus_ops *ops, void *opaque);
+uint8_t pci_capability_add(struct pci_function *fn, uint8_t id, const void *body, uint8_t len);
+nodiscard int pci_msix_init(struct pci_function *fn, unsigned bar, unsigned vectors);
+
+/* Interrupts. pci_msix_notify: from any thread, with or without the device lock (own lock inside). */
+bool pci_msix_enabled(const struct pci_function *fn);
+void pci_msix_notify(struct pci_function *fn, unsigned vector);
+void pci_intx_set(struct pci_function *fn, int level);
+
+/* Gives every BAR an address and enables decoding, as firmware would: for direct kernel boot. */
+void pci_host_assign(struct pci_host *host);
+
+#endif

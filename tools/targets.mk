@@ -1,0 +1,18 @@
+# The targets people type.
+
+help:
+	@echo "make            build $(BUILD)/lodge (CONFIG=release|debug|asan|tsan)"
+	@echo "make run        install what is missing, build, make a Debian guest, boot it"
+	@echo "make test       install what tests need, run all of them"
+	@echo "make bench      measure against the peers"
+	@echo "make install    into DESTDIR/PREFIX (default /usr/local)"
+	@echo "make check      style: layers, headers, formatting"
+	@echo "make clean      remove $(BUILD)"
+
+clean:
+	rm -rf $(BUILD)
+
+# Each header must compile alone.
+headers:
+	@for h in $$(find src -name '*.h'); do \
+		$(CC) $(ALL_CFLAGS) -x c -fsyntax-only -Wno-unused-function $$h || exit 1; done
