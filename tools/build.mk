@@ -42,3 +42,6 @@ unit: $(UNIT_PROGRAMS)
 .PRECIOUS: $(OBJ)/%.o
 
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
+
+.PHONY: lib
+lib: $(OBJ)/liblodge.a
