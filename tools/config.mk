@@ -14,7 +14,7 @@ LIBS := -lZydis -luv -luring -lslirp -ljansson -lpthread
 PKG_CFLAGS := $(shell pkg-config --cflags slirp jansson libuv liburing 2>/dev/null)
 
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wconversion \
-            -Wno-sign-conversion -Werror
+            -Wno-sign-conversion -Wno-format-truncation -Werror
 
 CFLAGS_release := -O2 -g
 CFLAGS_debug   := -O0 -g
