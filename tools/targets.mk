@@ -16,3 +16,14 @@ clean:
 headers:
 	@for h in $$(find src -name '*.h'); do \
 		$(CC) $(ALL_CFLAGS) -x c -fsyntax-only -Wno-unused-function $$h || exit 1; done
+
+RUN_PACKAGES := gcc make pkg-config libc6-dev libzydis-dev libuv1-dev liburing-dev libslirp-dev \
+                libjansson-dev mmdebstrap e2fsprogs zstd
+TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-pytest-timeout acpica-tools \
+                 qemu-system-x86 busybox-static cpio xz-utils lz4 clang
+
+test:
+	@tools/install-packages $(TEST_PACKAGES)
+	$(MAKE) all
+	$(MAKE) unit CONFIG=asan
+	/usr/bin/python3 -m pytest -q -p no:cacheprovider tests
