@@ -2,8 +2,12 @@
  * Local APICs of one machine (xAPIC and x2APIC, TSC-deadline timer) and the bus between them.
  * Source: Intel SDM vol. 3A chapter 11 (APIC).
  *
- * One `struct lapic_group` holds the APIC of every vCPU; the APIC id is the vCPU's index. Each
- * APIC has its own lock, last in the lock order before the vCPU's.
+ * One `struct lapic_group` holds the APIC of every vCPU; the APIC id is the vCPU's index.
+ *
+ * Locks: none. The registers of an APIC have one writer, the thread of its vCPU (or whoever holds
+ * the vCPU parked); other threads read the few that routing needs, and deliver by setting bits of
+ * IRR, TMR and the error bits atomically and posting an event to the vCPU. So every function for
+ * "any thread" may be called with any device lock held.
  */
 #ifndef CHIP_LAPIC_H
 #define CHIP_LAPIC_H

@@ -20,6 +20,8 @@ struct device_ops {
     void (*reset)(struct device *dev);     /* lock held; to power-on state */
     void (*destroy)(struct device *dev);   /* frees the device; no I/O reaches it any more */
     const struct state_table *state;       /* NULL: nothing to save */
+    void (*saving)(struct device *dev);    /* optional: lock held, before state save: bring fields
+                                              that follow host time into their saved form */
     int (*loaded)(struct device *dev);     /* optional: after state load, re-arm timers and lines */
 };
 

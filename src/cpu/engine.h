@@ -57,6 +57,10 @@ struct vm {
     bool trace_unknown;            /* log accesses to unknown MSRs (--verbose) */
 };
 
+/* The clock of the local APIC's timer before division (1 tick = 1 ns, as KVM's); a core crystal
+ * clock in CPUID leaf 15H must say the same. */
+#define LOCAL_APIC_TIMER_HZ 1000000000u
+
 /* A local APIC as the engine drives it (implemented by src/chip/lapic.c). Called on the vCPU's
  * own thread. Times are clock_now() nanoseconds. MSR results: 0, or -1 for #GP. */
 struct local_apic_ops {
@@ -111,6 +115,9 @@ struct engine_ops {
     void (*vcpu_post)(struct vcpu *vcpu, enum vcpu_event event, uint8_t vector);
     int (*state_get)(struct vcpu *vcpu, struct cpu_state *state);
     int (*state_set)(struct vcpu *vcpu, const struct cpu_state *state);
+    /* The guest's TSC now, for the APIC's TSC-deadline timer; on the vCPU's own thread. After the
+     * guest has changed its TSC, read and write back IA32_TSC_DEADLINE. NULL with ENGINE_IRQCHIP. */
+    uint64_t (*tsc)(struct vcpu *vcpu);
 
     /* Only with ENGINE_IRQCHIP. */
     void (*gsi_set)(struct vm *vm, unsigned gsi, int level);
