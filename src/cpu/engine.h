@@ -91,7 +91,13 @@ struct engine_counter {
     uint64_t value;
 };
 
-#define ENGINE_IRQCHIP 0x1u /* has its own local APICs, I/O APIC and PICs */
+/* The engine has its own local APICs, I/O APIC and 8259 pair: the board makes no lapic, ioapic or
+ * i8259, and wires machine->gsi and machine->msi to gsi_set and msi_send. gsi_set(0) is ISA
+ * interrupt 0: 8259 pin 0 and I/O APIC pin 2 (the MADT needs the override 0 -> 2); 2 is nothing.
+ * The engine adds a device of its own to the machine that resets these chips. */
+#define ENGINE_IRQCHIP 0x1u
+/* The engine has its own 8254 with ports 40h-43h and 61h: the board makes no i8254. */
+#define ENGINE_PIT     0x2u
 
 struct engine_ops {
     const char *name;        /* "soft" */
