@@ -22,20 +22,22 @@ struct kvm_chips_device {
  * interrupt 0 (the timer) is I/O APIC pin 2; interrupt 2 is the cascade and reaches nothing. */
 static int kvm_route_gsis(struct kvm_vm *kvm)
 {
-    struct {
+    union {
         struct kvm_irq_routing table;
-        struct kvm_irq_routing_entry entries[16 + GSI_COUNT];
-    } routing = {0};
+        uint8_t room[sizeof(struct kvm_irq_routing) +
+                     (16 + GSI_COUNT) * sizeof(struct kvm_irq_routing_entry)];
+    } routing = {.room = {0}};
+    struct kvm_irq_routing_entry *entries = routing.table.entries;
     unsigned count = 0;
 
     for (unsigned gsi = 0; gsi < GSI_COUNT; gsi++) {
         if (gsi == 2)
             continue;
         if (gsi < 16)
-            routing.entries[count++] = (struct kvm_irq_routing_entry){
+            entries[count++] = (struct kvm_irq_routing_entry){
                 .gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP,
                 .u.irqchip = {gsi < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE, gsi % 8}};
-        routing.entries[count++] = (struct kvm_irq_routing_entry){
+        entries[count++] = (struct kvm_irq_routing_entry){
             .gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP,
             .u.irqchip = {KVM_IRQCHIP_IOAPIC, gsi == 0 ? 2 : gsi}};
     }

@@ -4,6 +4,7 @@
  * PDPTRs are not part of cpu_state: the plain SREGS calls make KVM load them from memory again, as
  * MOV CR3 does. Bits of XSAVE state beyond CPU_XSAVE_SIZE (AMX tiles) are not offered to guests.
  */
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -81,9 +82,9 @@ static const struct kvm_msr_place kvm_msr_places[] = {
 
 static_assert(ARRAY_SIZE(kvm_msr_places) <= KVM_MSRS_MAX, "room for every MSR");
 
-struct kvm_msr_batch {
-    struct kvm_msrs header;
-    struct kvm_msr_entry entries[KVM_MSRS_MAX];
+union kvm_msr_batch {
+    struct kvm_msrs msrs;
+    uint8_t room[sizeof(struct kvm_msrs) + KVM_MSRS_MAX * sizeof(struct kvm_msr_entry)];
 };
 
 static uint64_t *kvm_msr_field(struct cpu_state *state, const struct kvm_msr_place *place)
@@ -95,19 +96,19 @@ static uint64_t *kvm_msr_field(struct cpu_state *state, const struct kvm_msr_pla
 static int kvm_msrs_get(struct kvm_vcpu *vcpu, struct cpu_state *state)
 {
     unsigned count = ARRAY_SIZE(kvm_msr_places);
-    struct kvm_msr_batch batch = {0};
+    union kvm_msr_batch batch = {.room = {0}};
 
     for (unsigned first = 0; first < count;) {
         int done;
 
-        batch.header.nmsrs = count - first;
+        batch.msrs.nmsrs = count - first;
         for (unsigned i = first; i < count; i++)
-            batch.entries[i - first].index = kvm_msr_places[i].msr;
+            batch.msrs.entries[i - first].index = kvm_msr_places[i].msr;
         done = ioctl(vcpu->fd, KVM_GET_MSRS, &batch);
         if (done < 0)
             return -errno;
         for (unsigned i = 0; i < (unsigned)done; i++)
-            *kvm_msr_field(state, &kvm_msr_places[first + i]) = batch.entries[i].data;
+            *kvm_msr_field(state, &kvm_msr_places[first + i]) = batch.msrs.entries[i].data;
         first += (unsigned)done;
         if (first < count)
             *kvm_msr_field(state, &kvm_msr_places[first++]) = 0;
@@ -127,14 +128,14 @@ static int kvm_msrs_set(struct kvm_vcpu *vcpu, const struct cpu_state *state)
 {
     unsigned count = ARRAY_SIZE(kvm_msr_places);
     struct cpu_state *values = (struct cpu_state *)(uintptr_t)state; /* only read */
-    struct kvm_msr_batch batch = {0};
+    union kvm_msr_batch batch = {.room = {0}};
 
     for (unsigned first = 0; first < count;) {
         int done;
 
-        batch.header.nmsrs = count - first;
+        batch.msrs.nmsrs = count - first;
         for (unsigned i = first; i < count; i++)
-            batch.entries[i - first] = (struct kvm_msr_entry){
+            batch.msrs.entries[i - first] = (struct kvm_msr_entry){
                 .index = kvm_msr_places[i].msr,
                 .data = *kvm_msr_field(values, &kvm_msr_places[i]),
             };
@@ -142,7 +143,7 @@ static int kvm_msrs_set(struct kvm_vcpu *vcpu, const struct cpu_state *state)
         if (done < 0)
             return -errno;
         if (first + (unsigned)done < count)
-            kvm_msr_refused(vcpu, &batch.entries[done]);
+            kvm_msr_refused(vcpu, &batch.msrs.entries[done]);
         first += (unsigned)done + 1;
     }
     return 0;
@@ -150,14 +151,14 @@ static int kvm_msrs_set(struct kvm_vcpu *vcpu, const struct cpu_state *state)
 
 int kvm_apic_base_set(struct kvm_vcpu *vcpu, uint64_t base)
 {
-    struct kvm_msr_batch batch = {
-        .header.nmsrs = 2,
-        .entries = {{.index = MSR_IA32_APIC_BASE,
-                     .data = base & ~(uint64_t)(APIC_BASE_ENABLE | APIC_BASE_X2APIC)},
-                    {.index = MSR_IA32_APIC_BASE, .data = base}},
-    };
-    int done = ioctl(vcpu->fd, KVM_SET_MSRS, &batch);
+    const uint64_t off = base & ~(uint64_t)(APIC_BASE_ENABLE | APIC_BASE_X2APIC);
+    union kvm_msr_batch batch = {.room = {0}};
+    int done;
 
+    batch.msrs.nmsrs = 2;
+    batch.msrs.entries[0] = (struct kvm_msr_entry){.index = MSR_IA32_APIC_BASE, .data = off};
+    batch.msrs.entries[1] = (struct kvm_msr_entry){.index = MSR_IA32_APIC_BASE, .data = base};
+    done = ioctl(vcpu->fd, KVM_SET_MSRS, &batch);
     if (done < 0)
         return -errno;
     return done == 2 ? 0 : -EINVAL;
