@@ -27,3 +27,6 @@ test:
 	$(MAKE) all
 	$(MAKE) unit CONFIG=asan
 	/usr/bin/python3 -m pytest -q -p no:cacheprovider tests
+
+check: headers
+	tools/check-layers
