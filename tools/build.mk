@@ -45,3 +45,33 @@ unit: $(UNIT_PROGRAMS)
 
 .PHONY: lib
 lib: $(OBJ)/liblodge.a
+
+# Freestanding guests: multiboot 1 kernels, 64-bit code in a 32-bit ELF as that loader wants it.
+GUEST_CFLAGS  := -std=gnu11 -O2 -g -Wall -Wextra -Werror -ffreestanding -fno-pic -fno-pie -mno-red-zone \
+                 -mgeneral-regs-only -mcmodel=small -fno-stack-protector -fcf-protection=none \
+                 -fno-asynchronous-unwind-tables -Itests/guest/lib
+GUEST_OBJ      := $(BUILD)/obj-guest
+GUEST_SOURCES  := $(sort $(wildcard tests/guest/*.c))
+GUEST_PROGRAMS := $(GUEST_SOURCES:tests/guest/%.c=$(BUILD)/guests/%.elf)
+GUEST_LIB      := $(GUEST_OBJ)/lib/start.o $(GUEST_OBJ)/lib/guest.o
+
+$(GUEST_OBJ)/%.o: tests/guest/%.c
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  GUEST $<")
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(GUEST_OBJ)/%.o: tests/guest/%.S
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(GUEST_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/guests/%.elf: $(GUEST_OBJ)/%.o $(GUEST_LIB) tests/guest/lib/guest.ld
+	@mkdir -p $(@D)
+	$(Q)$(CC) -nostdlib -static -no-pie -Wl,--build-id=none,-z,max-page-size=4096,--no-warn-rwx-segments \
+		-T tests/guest/lib/guest.ld -o $@.64 $(GUEST_LIB) $<
+	$(Q)objcopy -O elf32-i386 $@.64 $@
+
+.PHONY: guests
+guests: $(GUEST_PROGRAMS)
+.SECONDARY: $(GUEST_PROGRAMS:$(BUILD)/guests/%.elf=$(GUEST_OBJ)/%.o) $(GUEST_LIB)
+
+-include $(shell find $(GUEST_OBJ) -name '*.d' 2>/dev/null)
