@@ -30,3 +30,11 @@ test:
 
 check: headers
 	tools/check-layers
+
+GUEST := $(BUILD)/guest/debian
+
+run:
+	@tools/install-packages $(RUN_PACKAGES)
+	$(MAKE) all
+	@tools/guest-image $(GUEST)
+	@tools/run-guest
