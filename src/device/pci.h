@@ -26,11 +26,15 @@ struct pci_bar {
     bool io, is64, prefetch;
     const struct bus_ops *ops; /* region when decoded; run under the function's device lock */
     void *opaque;
-    bool mapped;               /* on the bus now, at `base` */
+    /* Where it is; the host's mapping lock. `wanted` but not `mapped`: the place is taken. */
+    bool wanted, mapped;
     uint64_t base;
 };
 
 struct pci_msix {
+    pthread_mutex_t lock; /* everything below; a leaf except for the interrupt chips */
+    bool enabled;         /* the capability's enable bit */
+    bool blocked;         /* function masked, or not a bus master */
     unsigned count;     /* vectors; 0: none */
     unsigned bar;       /* holds the table at 0 and the PBA at 0x800 */
     uint8_t cap;        /* offset of the capability */
@@ -52,7 +56,12 @@ struct pci_function {
     uint8_t last_cap;
     struct pci_bar bar[PCI_BARS];
     struct pci_msix msix;
-    int intx_level;
+    int intx_level;          /* host's interrupt lock, with the two below */
+    bool intx_disabled;
+    bool on_bus;             /* device lock is initialised, function is in the host's list */
+    /* optional hook; the host's mapping lock held, some function's device lock too: no locks inside
+     * but the bus's */
+    void (*bar_mapped)(struct pci_function *fn, unsigned bar, bool mapped);
     /* optional hooks; device lock held */
     void (*config_written)(struct pci_function *fn, unsigned offset, unsigned size);
     uint32_t (*config_read)(struct pci_function *fn, unsigned offset, unsigned size, bool *handled);
@@ -79,7 +88,21 @@ void pci_bar_init(struct pci_function *fn, unsigned bar, uint64_t size, bool io,
 uint8_t pci_capability_add(struct pci_function *fn, uint8_t id, const void *body, uint8_t len);
 nodiscard int pci_msix_init(struct pci_function *fn, unsigned bar, unsigned vectors);
 
-/* Interrupts. pci_msix_notify: from any thread, with or without the device lock (own lock inside). */
+/* From the device's reset op (configuration space back to power-on) and loaded op. */
+void pci_function_reset(struct pci_function *fn);
+int pci_function_loaded(struct pci_function *fn);
+/* Frees what the function owns; from the device's destroy op. */
+void pci_function_release(struct pci_function *fn);
+
+/* The saved state every function has: put it in the device's table with
+ * STATE_STRUCT(type, fn_member, pci_function_state_fields). */
+extern const struct state_field pci_function_state_fields[];
+
+/* Configuration access as a bus cycle would do it: size 1, 2 or 4, not crossing a dword; lock held. */
+uint32_t pci_config_read(struct pci_function *fn, unsigned offset, unsigned size);
+void pci_config_write(struct pci_function *fn, unsigned offset, unsigned size, uint32_t value);
+
+/* Interrupts, from any thread, with or without the device lock. pci_msix_notify: own lock inside. */
 bool pci_msix_enabled(const struct pci_function *fn);
 void pci_msix_notify(struct pci_function *fn, unsigned vector);
 void pci_intx_set(struct pci_function *fn, int level);

@@ -1,0 +1,70 @@
+/* What the files of the PCI host bridge share. Not for devices. */
+#ifndef DEVICE_PCI_INTERNAL_H
+#define DEVICE_PCI_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "device/pci.h"
+
+#define PCI_SLOTS 32u
+
+/* Configuration header, type 0 (PCI 3.0, 6.1). */
+#define PCI_VENDOR_ID        0x00u
+#define PCI_DEVICE_ID        0x02u
+#define PCI_COMMAND          0x04u
+#define PCI_COMMAND_IO       0x0001u
+#define PCI_COMMAND_MEMORY   0x0002u
+#define PCI_COMMAND_MASTER   0x0004u
+#define PCI_COMMAND_PARITY   0x0040u
+#define PCI_COMMAND_SERR     0x0100u
+#define PCI_COMMAND_INTX_OFF 0x0400u
+#define PCI_STATUS           0x06u
+#define PCI_STATUS_INTX      0x0008u
+#define PCI_STATUS_CAP_LIST  0x0010u
+#define PCI_REVISION         0x08u
+#define PCI_CLASS            0x09u
+#define PCI_CACHE_LINE       0x0cu
+#define PCI_BAR0             0x10u
+#define PCI_SUBSYSTEM_VENDOR 0x2cu
+#define PCI_SUBSYSTEM        0x2eu
+#define PCI_CAP_POINTER      0x34u
+#define PCI_INTERRUPT_LINE   0x3cu
+#define PCI_INTERRUPT_PIN    0x3du
+
+#define PCI_CAP_ID_MSIX 0x11u
+
+/* Order of locks: a function's device lock, then map_lock, then the bus's; and a device lock, then
+ * irq_lock or a function's msix.lock, then the interrupt chips'. */
+struct pci_host {
+    struct pci_function bridge;  /* 00:00.0; its device lock guards `address` */
+    struct machine *machine;     /* borrowed */
+    struct pci_function *slot[PCI_SLOTS]; /* set while wiring, constant afterwards */
+    uint32_t address;            /* CONFIG_ADDRESS, port CF8h */
+    uint8_t reset_control;       /* port CF9h */
+    pthread_mutex_t map_lock;    /* pci_bar.wanted, mapped, base of every function */
+    pthread_mutex_t irq_lock;    /* intx_level, intx_disabled of every function; `asserted` */
+    uint32_t asserted[4];        /* slots that hold GSI 16 + i up */
+};
+
+static inline uint32_t pci_get(const uint8_t *at, unsigned size)
+{
+    uint32_t value = 0;
+
+    for (unsigned i = 0; i < size; i++)
+        value |= (uint32_t)at[i] << (8 * i);
+    return value;
+}
+
+static inline void pci_put(uint8_t *at, unsigned size, uint32_t value)
+{
+    for (unsigned i = 0; i < size; i++)
+        at[i] = (uint8_t)(value >> (8 * i));
+}
+
+/* Device lock held: brings the bus in line with the BARs and the command register. */
+void pci_bars_update(struct pci_function *fn);
+/* Device lock held: MSI-X control or command register changed. */
+void pci_msix_update(struct pci_function *fn);
+void pci_intx_update(struct pci_function *fn);
+
+#endif
