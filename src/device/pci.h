@@ -17,6 +17,7 @@
 #define PCI_MMIO64_SIZE 0x4000000000ull /* BARs above RAM */
 
 #define PCI_BARS 6u
+#define PCI_MSIX_VECTORS_MAX 64u
 
 struct pci_host;
 struct pci_function;
@@ -41,7 +42,7 @@ struct pci_msix {
     struct pci_msix_vector {
         uint64_t addr;
         uint32_t data, control; /* control bit 0: masked */
-    } *table;           /* owned */
+    } table[PCI_MSIX_VECTORS_MAX];
     uint64_t pending;   /* PBA; up to 64 vectors */
 };
 
@@ -90,7 +91,7 @@ nodiscard int pci_msix_init(struct pci_function *fn, unsigned bar, unsigned vect
 
 /* From the device's reset op (configuration space back to power-on) and loaded op. */
 void pci_function_reset(struct pci_function *fn);
-int pci_function_loaded(struct pci_function *fn);
+nodiscard int pci_function_loaded(struct pci_function *fn);
 /* Frees what the function owns; from the device's destroy op. */
 void pci_function_release(struct pci_function *fn);
 

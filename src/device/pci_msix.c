@@ -1,13 +1,9 @@
 /* MSI-X: the capability, its table and its pending bits (PCI 3.0, 6.8.2). */
-#include <errno.h>
-#include <stdlib.h>
-
 #include "device/pci_internal.h"
 
 #define MSIX_CONTROL         2u /* in the capability */
 #define MSIX_CONTROL_ENABLE  0x8000u
 #define MSIX_CONTROL_MASK    0x4000u
-#define MSIX_VECTORS_MAX     64u
 #define MSIX_PBA_OFFSET      0x800u
 #define MSIX_BAR_SIZE        0x1000u
 #define MSIX_ENTRY_SIZE      16u
@@ -141,10 +137,7 @@ int pci_msix_init(struct pci_function *fn, unsigned bar, unsigned vectors)
     struct pci_msix *msix = &fn->msix;
     uint8_t body[10];
 
-    BUG_ON(vectors == 0 || vectors > MSIX_VECTORS_MAX);
-    msix->table = calloc(vectors, sizeof(*msix->table));
-    if (!msix->table)
-        return -ENOMEM;
+    BUG_ON(vectors == 0 || vectors > PCI_MSIX_VECTORS_MAX);
     pci_put(&body[0], 2, vectors - 1);
     pci_put(&body[2], 4, bar);
     pci_put(&body[6], 4, MSIX_PBA_OFFSET | bar);
