@@ -91,7 +91,7 @@ uint8_t pci_capability_add(struct pci_function *fn, uint8_t id, const void *body
     BUG_ON(fn->cap_end + 2u + len > 256);
     fn->config[at] = id;
     memcpy(&fn->config[at + 2], body, len);
-    fn->config[fn->last_cap ? fn->last_cap + 1 : PCI_CAP_POINTER] = at;
+    fn->config[fn->last_cap ? fn->last_cap + 1u : PCI_CAP_POINTER] = at;
     fn->config[PCI_STATUS] |= PCI_STATUS_CAP_LIST;
     fn->last_cap = at;
     fn->cap_end = (uint16_t)align_up(at + 2u + len, 4);

@@ -76,6 +76,7 @@ struct pci_ids {
 
 /* Ports CF8h/CFCh, the ECAM window, and the Q35 host bridge as 00:00.0. */
 nodiscard int pci_host_create(struct machine *machine, struct pci_host **out);
+struct machine *pci_host_machine(struct pci_host *host);
 
 /* Fills in the header of fn (storage of the caller's device) and puts it at 00:slot.0 (slot < 0: first free).
  * The machine owns fn->dev from here on. */

@@ -221,6 +221,11 @@ int pci_host_create(struct machine *machine, struct pci_host **out)
     return host_map(host);
 }
 
+struct machine *pci_host_machine(struct pci_host *host)
+{
+    return host->machine;
+}
+
 /* Next place for a BAR of `size`, counted from *next. */
 static bool assign_take(uint64_t *next, uint64_t end, uint64_t size, uint64_t *base)
 {
