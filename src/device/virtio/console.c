@@ -107,6 +107,8 @@ static void console_input(struct virtio_console *con)
     ret = virtqueue_pop(vq, &con->rx_chain);
     if (ret == 0) {
         atomic_store(&con->rx_ready, virtqueue_rearm(vq));
+    } else if (ret > 0 && con->rx_chain.in == 0) {
+        virtqueue_push(vq, &con->rx_chain, 0);
     } else if (ret > 0) {
         got = readv(con->in_fd, con->rx_chain.iov + con->rx_chain.out, (int)con->rx_chain.in);
         if (got > 0) {

@@ -380,7 +380,7 @@ static const struct bus_ops virtio_bar_ops = {.read = virtio_bar_read, .write = 
 static void virtio_bar_mapped(struct pci_function *fn, unsigned bar, bool mapped)
 {
     struct virtio_device *dev = container_of(fn, struct virtio_device, fn);
-    struct bus *bus = fn->host->machine->bus;
+    struct bus *bus = pci_host_machine(fn->host)->bus;
 
     if (bar != VIRTIO_BAR)
         return;
@@ -429,6 +429,7 @@ static uint32_t virtio_config_read(struct pci_function *fn, unsigned offset, uns
     uint32_t at;
     unsigned len;
 
+    (void)size; /* the window has a length of its own */
     if (!cfg_data_touched(dev, offset))
         return 0;
     bar = cfg_window(dev, &at, &len);
@@ -445,6 +446,7 @@ static void virtio_config_written(struct pci_function *fn, unsigned offset, unsi
     uint32_t at, value;
     unsigned len;
 
+    (void)size;
     if (!cfg_data_touched(dev, offset))
         return;
     bar = cfg_window(dev, &at, &len);

@@ -9,6 +9,7 @@
 #ifndef DEVICE_VIRTIO_VIRTQUEUE_H
 #define DEVICE_VIRTIO_VIRTQUEUE_H
 
+#include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/uio.h>
