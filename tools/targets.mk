@@ -38,3 +38,14 @@ run:
 	$(MAKE) all
 	@tools/guest-image $(GUEST)
 	@tools/run-guest
+
+PREFIX ?= /usr/local
+
+install: all
+	install -D -m 755 $(BUILD)/lodge $(DESTDIR)$(PREFIX)/bin/lodge
+	install -D -m 644 docs/man/lodge.1 $(DESTDIR)$(PREFIX)/share/man/man1/lodge.1
+	install -D -m 644 tools/completion/lodge.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/lodge $(DESTDIR)$(PREFIX)/share/man/man1/lodge.1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge

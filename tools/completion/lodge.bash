@@ -1,0 +1,25 @@
+# bash completion of the lodge command
+_lodge() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
+    COMPREPLY=()
+    if [ "$COMP_CWORD" = 1 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "run doctor help --help --version" -- "$cur")
+        return
+    fi
+    case $prev in
+    --engine) mapfile -t COMPREPLY < <(compgen -W "auto kvm soft metal" -- "$cur") ;;
+    --cpu-model) mapfile -t COMPREPLY < <(compgen -W "host x86-64-v1 x86-64-v2 x86-64-v3 x86-64-v4" -- "$cur") ;;
+    --net) mapfile -t COMPREPLY < <(compgen -W "user none user,forward=" -- "$cur") ;;
+    --serial) mapfile -t COMPREPLY < <(compgen -W "stdio none file: unix:" -- "$cur") ;;
+    --kernel | --initrd | --disk) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+    help) mapfile -t COMPREPLY < <(compgen -W "run doctor" -- "$cur") ;;
+    *)
+        case ${COMP_WORDS[1]} in
+        run) mapfile -t COMPREPLY < <(compgen -W "--engine --cpus --memory --kernel --initrd --append --disk --net --serial
+            --cpu-model --name --no-reboot --debug-exit --stats --verbose --help" -- "$cur") ;;
+        doctor) mapfile -t COMPREPLY < <(compgen -W "--json --help" -- "$cur") ;;
+        esac
+        ;;
+    esac
+}
+complete -F _lodge lodge
