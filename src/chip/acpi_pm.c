@@ -23,11 +23,6 @@
 #define ACPI_SLP_TYP(v) (((v) >> 10) & 7u)
 #define ACPI_SLP_EN     (1u << 13)
 
-/* RST_CNT, port cf9h (ICH9 data sheet 13.7.5) */
-#define ACPI_SYS_RST    (1u << 1)
-#define ACPI_RST_CPU    (1u << 2)
-#define ACPI_FULL_RST   (1u << 3)
-
 #define ACPI_GPE_BYTES 8u
 
 /* TMR_STS is set when bit 23 of the timer changes, so a 24-bit reader misses no wrap. */
@@ -40,7 +35,6 @@ struct acpi_pm {
     struct timer timer; /* the next change of bit 23, while TMR_EN */
     uint16_t pm1_status, pm1_enable, pm1_control;
     uint8_t gpe0_status[ACPI_GPE_BYTES], gpe0_enable[ACPI_GPE_BYTES];
-    uint8_t rst_cnt;
     uint64_t start;       /* clock_now() at which the PM timer was 0 */
     uint64_t toggles;     /* changes of bit 23 already reported in TMR_STS */
     uint64_t pm_timer;    /* saved form of start */
@@ -180,26 +174,6 @@ static void acpi_pm_write(void *opaque, uint64_t offset, unsigned size, uint64_t
     acpi_pm_update(pm);
 }
 
-static uint64_t acpi_reset_read(void *opaque, uint64_t offset, unsigned size)
-{
-    (void)offset;
-    (void)size;
-    return ((struct acpi_pm *)opaque)->rst_cnt;
-}
-
-/* A reset is triggered by RST_CPU going from 0 to 1. */
-static void acpi_reset_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
-{
-    struct acpi_pm *pm = opaque;
-    bool trigger = (value & ACPI_RST_CPU) && !(pm->rst_cnt & ACPI_RST_CPU);
-
-    (void)offset;
-    (void)size;
-    pm->rst_cnt = value & (ACPI_SYS_RST | ACPI_RST_CPU | ACPI_FULL_RST);
-    if (trigger)
-        machine_request(pm->machine, MACHINE_RESET, 0, "reset register 0xcf9");
-}
-
 static void acpi_pm_reset(struct device *dev)
 {
     struct acpi_pm *pm = container_of(dev, struct acpi_pm, dev);
@@ -209,7 +183,6 @@ static void acpi_pm_reset(struct device *dev)
     pm->pm1_control = ACPI_SCI_EN;
     memset(pm->gpe0_status, 0, sizeof(pm->gpe0_status));
     memset(pm->gpe0_enable, 0, sizeof(pm->gpe0_enable));
-    pm->rst_cnt = 0;
     pm->start = clock_now();
     pm->toggles = 0;
     acpi_pm_update(pm);
@@ -248,7 +221,6 @@ static const struct state_field acpi_pm_fields[] = {
     STATE_UINT(struct acpi_pm, pm1_control),
     STATE_UINT_ARRAY(struct acpi_pm, gpe0_status),
     STATE_UINT_ARRAY(struct acpi_pm, gpe0_enable),
-    STATE_UINT(struct acpi_pm, rst_cnt),
     STATE_UINT(struct acpi_pm, pm_timer),
     STATE_FIELDS_END,
 };
@@ -265,14 +237,12 @@ static const struct device_ops acpi_pm_device_ops = {
 };
 
 static const struct bus_ops acpi_pm_bus_ops = {acpi_pm_read, acpi_pm_write};
-static const struct bus_ops acpi_reset_bus_ops = {acpi_reset_read, acpi_reset_write};
 
 int acpi_pm_create(struct machine *machine, uint16_t base, struct irq_line sci,
                    struct acpi_pm **out)
 {
     struct acpi_pm *pm = calloc(1, sizeof(*pm));
     struct bus_region block = {base, ACPI_PM_SIZE, &acpi_pm_bus_ops, pm, NULL};
-    struct bus_region reset = {ACPI_RESET_PORT, 1, &acpi_reset_bus_ops, pm, NULL};
     int rc;
 
     if (!pm)
@@ -282,20 +252,13 @@ int acpi_pm_create(struct machine *machine, uint16_t base, struct irq_line sci,
     pm->machine = machine;
     pm->sci = sci;
     acpi_pm_reset(&pm->dev);
-    block.dev = reset.dev = &pm->dev;
+    block.dev = &pm->dev;
     rc = bus_add(machine->bus, BUS_PORT, &block);
-    if (rc)
-        goto err_destroy;
-    rc = bus_add(machine->bus, BUS_PORT, &reset);
-    if (rc)
-        goto err_remove_block;
+    if (rc) {
+        acpi_pm_destroy(&pm->dev);
+        return rc;
+    }
     machine_add_device(machine, &pm->dev);
     *out = pm;
     return 0;
-
-err_remove_block:
-    bus_remove(machine->bus, BUS_PORT, block.base);
-err_destroy:
-    acpi_pm_destroy(&pm->dev);
-    return rc;
 }

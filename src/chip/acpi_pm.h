@@ -1,5 +1,6 @@
 /*
- * ACPI fixed hardware: PM1a event and control blocks, PM timer, GPE0, and the reset register 0xcf9.
+ * ACPI fixed hardware: PM1a event and control blocks, PM timer and GPE0. The reset register
+ * 0xcf9 lies in the ports of the PCI host (device/pci.h), which serves it.
  * Source: ACPI 6.4 section 4.8; Intel ICH9 data sheet 13.8.3. I/O base as the board says.
  */
 #ifndef CHIP_ACPI_PM_H
@@ -19,7 +20,7 @@
 
 struct acpi_pm;
 
-/* Drives `sci`. Power-off and reset go to machine_request(). */
+/* Drives `sci`. Power-off goes to machine_request(). SCI_EN is always set: there is no legacy mode. */
 nodiscard int acpi_pm_create(struct machine *machine, uint16_t base, struct irq_line sci,
                              struct acpi_pm **out);
 /* The operator presses the power button. Any thread. */
