@@ -9,7 +9,8 @@ struct uart16550;
 /* Bytes the guest sends go to `output` (device lock held: must not block for long). */
 struct uart16550_sink {
     void (*output)(void *opaque, const uint8_t *bytes, size_t len);
-    void (*input_room)(void *opaque); /* the receive FIFO has room again */
+    void (*input_room)(void *opaque); /* the receive FIFO has room again; device lock held, so
+                                         wake the thread that calls uart16550_input() */
     void *opaque;
 };
 
