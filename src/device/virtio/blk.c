@@ -392,7 +392,7 @@ int virtio_blk_create(struct pci_host *host, struct block *block, const char *na
     }
     blk->block = block;
     pthread_cond_init(&blk->idle, NULL);
-    strncpy(blk->id, name, sizeof(blk->id)); /* need not end with a NUL */
+    memcpy(blk->id, name, strnlen(name, sizeof(blk->id))); /* need not end with a NUL */
     blk_config_init(blk);
     if (block->readonly)
         info.features |= BLK_F_RO;
