@@ -97,13 +97,13 @@ static void backlog_drain(struct net_user *user)
     }
 }
 
-static slirp_ssize_t cb_send_packet(const void *bytes, size_t len, void *opaque)
+static ssize_t cb_send_packet(const void *bytes, size_t len, void *opaque)
 {
     struct net_user *user = opaque;
 
     if (user->started && (user->backlog_count || !peer_offer(user, bytes, len)))
         backlog_add(user, bytes, len);
-    return (slirp_ssize_t)len;
+    return (ssize_t)len;
 }
 
 static void cb_guest_error(const char *message, void *opaque)

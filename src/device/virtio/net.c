@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "device/virtio/checksum.h"
 #include "device/virtio/virtio.h"
+#include "device/virtio/virtio_io.h"
 #include "device/virtio/virtio_pci.h"
 
 #define NET_RX 0u
@@ -64,7 +65,7 @@ static bool tx_checksum(uint8_t *frame, size_t len, const struct net_hdr *hdr)
         return false;
     sum = checksum_ones(frame + start, len - start);
     /* Zero means "none" in UDP; all ones is its equal, and harmless in TCP. */
-    sum = (uint16_t)~sum ? (uint16_t)~sum : 0xffff;
+    sum = sum == 0xffff ? sum : (uint16_t)~sum;
     memcpy(frame + at, &sum, sizeof(sum));
     return true;
 }
@@ -124,7 +125,7 @@ static void rx_deliver(struct virtio_net *card, unsigned buffers, const struct n
 {
     struct virtqueue *vq = &card->dev.vq[NET_RX];
     struct iovec source[8];
-    unsigned parts = 1, part = 0;
+    unsigned parts = 1;
     size_t skip = 0;
 
     source[0] = (struct iovec){.iov_base = (void *)hdr, .iov_len = sizeof(*hdr)};
@@ -135,7 +136,7 @@ static void rx_deliver(struct virtio_net *card, unsigned buffers, const struct n
         uint32_t filled = 0;
 
         for (unsigned s = chain->out; s < chain->out + chain->in; s++) {
-            filled += (uint32_t)iov_to_buf(source + part, parts - part, skip + filled,
+            filled += (uint32_t)iov_to_buf(source, parts, skip + filled,
                                            chain->iov[s].iov_base, chain->iov[s].iov_len);
         }
         skip += filled;
@@ -161,8 +162,8 @@ static bool net_receive(void *opaque, const struct iovec *iov, unsigned count)
     if (virtio_has(&card->dev, NET_F_GUEST_CSUM))
         hdr.flags = NET_HDR_DATA_VALID; /* the back end has made, or checked, the checksums */
     n = vq->running ? rx_take(card, len) : -ENETDOWN;
-    /* No room: ask for a doorbell, and look once more, for the driver may just have added some. */
-    if (n == 0 && virtqueue_rearm(vq))
+    /* No room: ask for a doorbell, and look again if the driver has just added some. */
+    for (unsigned i = 0; n == 0 && i < VIRTQUEUE_SIZE_MAX && virtqueue_rearm_more(vq); i++)
         n = rx_take(card, len);
     if (n > 0) {
         hdr.num_buffers = (uint16_t)n;
@@ -214,7 +215,8 @@ static void net_destroy(struct device *device)
 {
     struct virtio_net *card = container_of(device, struct virtio_net, dev.fn.dev);
 
-    card->net->ops->close(card->net); /* first: no more frames */
+    virtio_io_stop(&card->dev);       /* no more frames out */
+    card->net->ops->close(card->net); /* no more frames in */
     virtio_device_release(&card->dev);
     free(card);
 }

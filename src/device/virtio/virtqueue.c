@@ -278,17 +278,25 @@ void virtqueue_quiet(struct virtqueue *vq)
         used_word_set(vq, 0, USED_NO_NOTIFY, memory_order_relaxed);
 }
 
-bool virtqueue_rearm(struct virtqueue *vq)
+static bool rearm_after(struct virtqueue *vq, uint16_t seen)
 {
-    if (!vq->running || vq->broken)
-        return false;
     if (vq->event_idx)
-        used_word_set(vq, 4 + 8u * vq->size, vq->last_avail, memory_order_relaxed);
+        used_word_set(vq, 4 + 8u * vq->size, seen, memory_order_relaxed);
     else
         used_word_set(vq, 0, 0, memory_order_relaxed);
     /* Partner: the driver's full barrier between raising avail idx and reading avail_event (or flags). */
     atomic_thread_fence(memory_order_seq_cst);
-    return avail_word(vq, 2, memory_order_relaxed) != vq->last_avail;
+    return avail_word(vq, 2, memory_order_relaxed) != seen;
+}
+
+bool virtqueue_rearm(struct virtqueue *vq)
+{
+    return vq->running && !vq->broken && rearm_after(vq, vq->last_avail);
+}
+
+bool virtqueue_rearm_more(struct virtqueue *vq)
+{
+    return vq->running && !vq->broken && rearm_after(vq, avail_word(vq, 2, memory_order_relaxed));
 }
 
 void virtqueue_mark_written(struct mem *mem, const struct virtqueue_chain *chain, uint64_t bytes)
