@@ -48,7 +48,7 @@ def make_disk(path, size):
 def qemu_command(guest, opts, disk):
     command = ["qemu-system-x86_64", "-accel", "tcg", "-M", "q35", "-cpu", "max", "-display", "none",
                "-smp", opts.get("cpus", "1"), "-m", opts.get("memory", "64M"), "-kernel", guest,
-               "-append", opts.get("append", "").replace(",", " "), "-serial", "stdio", "-monitor",
+               "-append", "tcg " + opts.get("append", "").replace(",", " "), "-serial", "stdio", "-monitor",
                "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4", "-device",
                "virtio-rng-pci,disable-legacy=on"]
     if disk:
