@@ -16,6 +16,7 @@ enum soft_mmu_index {
     SOFT_MMU_USER,         /* CPL 3 */
     SOFT_MMU_KERNEL,       /* CPL 0-2: SMAP enforced when CR4.SMAP */
     SOFT_MMU_KERNEL_AC,    /* CPL 0-2 with RFLAGS.AC: SMAP not enforced */
+    SOFT_MMU_USER_AC,      /* CPL 3 with alignment checks: its table stays empty */
     SOFT_MMU_INDEXES
 };
 
@@ -30,9 +31,102 @@ gva_t soft_linear(struct soft_vcpu *cpu, unsigned seg, uint64_t offset, unsigned
 gva_t soft_operand(struct soft_vcpu *cpu, const struct insn *in, unsigned size,
                    enum soft_access access);
 
+/*
+ * The TLB: per mmu_index a direct-mapped table of 4 KiB translations to host addresses. A tag is the linear
+ * page with the address space's number (ASID) in bits 10:0; bit 11 is set in tags that match
+ * nothing. `mask` leaves the ASID out for global pages. The addend turns a linear into a host address.
+ * An address space is a PCID since its last flush: flushing one just gives it a new number.
+ */
+#define SOFT_TLB_SIZE  1024u
+#define SOFT_TLB_EMPTY 0x800ull
+#define SOFT_TLB_ASIDS 0x7ffu /* 1 to 0x7fe are used */
+#define SOFT_TLB_MASK_GLOBAL (PAGE_MASK | SOFT_TLB_EMPTY)
+#define SOFT_EXEC_SIZE 512u
+
+struct soft_tlb_entry {
+    uint64_t read, write, mask;
+    uint64_t addend;
+};
+
+struct soft_exec_entry { /* instruction fetch */
+    uint64_t tag, mask;
+    uint8_t *host; /* of the page; NULL: not memory */
+    gpa_t gpa;
+};
+
+struct soft_mmu {
+    struct soft_tlb_entry tlb[SOFT_MMU_INDEXES][SOFT_TLB_SIZE];
+    struct soft_exec_entry exec[2][SOFT_EXEC_SIZE]; /* [CPL 3] */
+    uint64_t asid;            /* of the current address space */
+    uint16_t next_asid;
+    uint16_t pcid_asid[4096]; /* 0: none yet */
+    uint64_t large[2][64];    /* hashed sets of the 2 MiB and 1 GiB regions whose large page was used */
+    uint64_t phys_mask;       /* physical address bits that exist */
+};
+
+nodiscard int soft_mmu_create(struct soft_vcpu *cpu);
+void soft_mmu_destroy(struct soft_vcpu *cpu);
+
 /* Loads and stores with the current privilege. `seg` only chooses #SS or #GP. */
-uint64_t soft_load(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size);
-void soft_store(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size, uint64_t value);
+uint64_t soft_load_slow(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size);
+void soft_store_slow(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size, uint64_t value);
+
+static inline struct soft_tlb_entry *soft_tlb_slot(struct soft_tlb_entry *table, gva_t gva)
+{
+    return &table[(gva >> PAGE_SHIFT) & (SOFT_TLB_SIZE - 1)];
+}
+
+/* The tag an access must find: that of its last byte's page, so that crossing a page misses. */
+static inline uint64_t soft_tlb_tag(const struct soft_vcpu *cpu, gva_t gva, unsigned size)
+{
+    return ((gva + size - 1) & PAGE_MASK) | cpu->mmu->asid;
+}
+
+static inline __attribute__((always_inline)) uint64_t
+soft_load(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size)
+{
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+    const uint8_t *host = (const uint8_t *)(gva + e->addend);
+
+    if (unlikely((soft_tlb_tag(cpu, gva, size) ^ e->read) & e->mask))
+        return soft_load_slow(cpu, seg, gva, size);
+    switch (size) {
+    case 1:
+        return *host;
+    case 2:
+        return *(const uint16_t *)host;
+    case 4:
+        return *(const uint32_t *)host;
+    default:
+        return *(const uint64_t *)host;
+    }
+}
+
+static inline __attribute__((always_inline)) void
+soft_store(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size, uint64_t value)
+{
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+    uint8_t *host = (uint8_t *)(gva + e->addend);
+
+    if (unlikely((soft_tlb_tag(cpu, gva, size) ^ e->write) & e->mask)) {
+        soft_store_slow(cpu, seg, gva, size, value);
+        return;
+    }
+    switch (size) {
+    case 1:
+        *host = (uint8_t)value;
+        break;
+    case 2:
+        *(uint16_t *)host = (uint16_t)value;
+        break;
+    case 4:
+        *(uint32_t *)host = (uint32_t)value;
+        break;
+    default:
+        *(uint64_t *)host = value;
+    }
+}
+
 void soft_load_bytes(struct soft_vcpu *cpu, unsigned seg, gva_t gva, void *buf, unsigned len);
 void soft_store_bytes(struct soft_vcpu *cpu, unsigned seg, gva_t gva, const void *buf, unsigned len);
 
@@ -63,5 +157,21 @@ void soft_tlb_flush_page(struct soft_vcpu *cpu, gva_t gva);              /* INVL
 void soft_tlb_flush_pcid(struct soft_vcpu *cpu, unsigned pcid);          /* INVPCID 1 */
 void soft_tlb_flush_pcid_page(struct soft_vcpu *cpu, unsigned pcid, gva_t gva); /* INVPCID 0 */
 void soft_tlb_switch(struct soft_vcpu *cpu);             /* CR3 changed with NOFLUSH: new PCID current */
+
+/* Instruction fetch: the page of gva, with permissions checked for the CPL; raises #PF. */
+struct soft_exec_entry *soft_fetch_page(struct soft_vcpu *cpu, gva_t gva);
+
+/* Removes write translations to one host page (0: to all). Own thread only. */
+void soft_tlb_revoke(struct soft_vcpu *cpu, uint64_t host_page);
+
+/* tlb.c's only view of walk.c: one translation with the page tables in guest memory. */
+struct soft_walk {
+    gpa_t gpa;       /* of the byte addressed */
+    bool global;
+    uint8_t shift;   /* 12, 21, 22 or 30 */
+    uint32_t error;  /* page-fault error code when it failed */
+};
+bool soft_walk(struct soft_vcpu *cpu, gva_t gva, unsigned index, enum soft_access access,
+               struct soft_walk *out);
 
 #endif

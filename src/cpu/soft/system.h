@@ -7,7 +7,9 @@
 
 #include "cpu/soft/vcpu.h"
 
-/* event.c: delivers through IVT, IDT or task gate. May itself raise: the run loop then combines the two into
+/* event.c: delivers through IVT, IDT or task gate; sets next_rip to the handler (the caller commits
+ * s.rip = next_rip, so INT n may call it from inside its instruction). Pushes s.rip for
+ * exceptions, external interrupts and NMI, next_rip for the software ones. May itself raise: the run loop then combines the two into
  * #DF or shutdown by soft_event_combine(). */
 void soft_event_deliver(struct soft_vcpu *cpu, const struct soft_event *event);
 /* SDM vol. 3A table 6-5. False: shutdown (triple fault). */

@@ -25,7 +25,10 @@
 
 struct soft_vm;
 struct soft_mmu;   /* mmu.h: the TLB */
-struct soft_cache; /* block.h: decoded blocks */
+struct soft_cache; /* block.h: decoded blocks, one per VM */
+struct soft_block;
+struct soft_tlb_entry;
+struct soft_jump;
 
 /* An exception or interrupt on its way to the guest. */
 struct soft_event {
@@ -75,7 +78,17 @@ enum soft_event_type {
 #define SOFT_ATTN_SIPI      0x08u
 #define SOFT_ATTN_KICK      0x10u /* leave vcpu_run */
 #define SOFT_ATTN_TIMER     0x20u /* look at the APIC timer's deadline */
-#define SOFT_ATTN_FLUSH     0x40u /* drop what was cached of code or translations (block.c, mmu.c) */
+#define SOFT_ATTN_FLUSH     0x40u /* drop what was cached of code or translations (block.c, sync.c) */
+#define SOFT_ATTN_PAUSE     0x80u /* another vCPU wants to be alone (soft_exclusive_begin) */
+
+/* Where a vCPU's thread is: decides whether others must wait for it (sync.c). */
+enum soft_where {
+    SOFT_OUTSIDE,   /* exited or halted, at a block edge: it looks at `attention` before it runs on */
+    SOFT_IN_GUEST,  /* may be inside an instruction, using pointers from its TLB */
+    SOFT_SUSPENDED, /* stopped inside an instruction; services requests before it touches memory */
+};
+
+#define SOFT_REVOKE_MAX 8u
 
 struct soft_vcpu {
     struct cpu_state s; /* live, except s.xsave while fpu_live; first member: s.gpr is at offset 0 */
@@ -86,21 +99,48 @@ struct soft_vcpu {
     bool end_block;     /* leave the current decoded block after this instruction (mode changed, code
                            under it was written, TLB flushed, interrupt window opened) */
     bool single_step;   /* RFLAGS.TF was set when this instruction began */
-    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; mmu.h */
+    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; only soft_mode_update sets it */
     _Atomic uint32_t attention; /* SOFT_ATTN_* */
     _Atomic uint8_t sipi_vector;
+
+    struct soft_tlb_entry *tlb; /* the table of mmu_index in *mmu */
 
     struct soft_event fault;    /* being raised; valid when the run loop is re-entered */
     void *fault_jump[5];        /* __builtin_setjmp buffer of the run loop */
 
     struct soft_mmu *mmu;       /* owned */
-    struct soft_cache *cache;   /* owned by the vCPU or shared by the VM: block.h decides */
+    struct soft_cache *cache;   /* shared, owned by the VM */
     struct soft_vm *soft_vm;
     struct vcpu base;           /* what the rest of Lodge sees */
 
     int64_t tsc_offset;         /* guest TSC = host TSC (scaled if need be) + offset */
     uint64_t stat_insns, stat_blocks, stat_decodes, stat_tlb_misses, stat_faults, stat_exits;
-    /* Private parts of vcpu.c, mmu.c, ... follow as they need them. */
+
+    /* vcpu.c */
+    bool delivering;            /* `event` is on its way: a fault now is combined with it */
+    struct soft_event event;
+    bool nmi_latched;
+    int thread;                 /* kernel id of the thread that `timer` signals; 0: none */
+    void *timer;                /* timer_t */
+    uint64_t timer_armed;       /* clock_now() time the host timer is set to; CLOCK_NEVER */
+    uint32_t pauses;            /* PAUSE instructions since the last yield */
+
+    /* block.c */
+    struct soft_jump *jump;     /* jump cache, owned */
+    uint64_t jump_context;      /* generation, mode and address space that cached jumps must match */
+    uint64_t jump_generation;
+    struct soft_block *block;   /* being executed */
+    struct soft_block *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
+    _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
+
+    /* sync.c */
+    _Atomic uint32_t where;     /* enum soft_where */
+    _Atomic uint32_t sleeping;  /* waits on `attention` in the kernel */
+    _Atomic uint32_t revoke_lock;
+    uint32_t revoke_count;      /* revoke_lock; above SOFT_REVOKE_MAX: all pages */
+    uint64_t revoke_page[SOFT_REVOKE_MAX]; /* host addresses of pages; revoke_lock */
+    uint64_t revoke_asked;      /* revoke_lock */
+    _Atomic uint64_t revoke_done;
 };
 
 /* vcpu.c */
@@ -119,6 +159,12 @@ static inline _Noreturn void soft_raise_gp(struct soft_vcpu *cpu, uint32_t error
 
 /* Recomputes mode, cpl, mmu_index after a change of what they depend on; sets end_block. vcpu.c */
 void soft_mode_update(struct soft_vcpu *cpu);
+
+/* Called by the PAUSE handler: gives the host CPU away now and then. vcpu.c */
+void soft_pause(struct soft_vcpu *cpu);
+
+/* Sets attention bits and wakes the vCPU if it sleeps. Any thread. vcpu.c */
+void soft_attention(struct soft_vcpu *cpu, uint32_t bits);
 
 /* The guest's TSC now. vcpu.c */
 uint64_t soft_tsc(const struct soft_vcpu *cpu);

@@ -1,0 +1,78 @@
+/*
+ * The decoded-block cache, shared by the vCPUs of a VM.
+ *
+ * A block is a run of instructions inside one page, keyed by the guest physical address of its
+ * first byte and the mode it was decoded for (SOFT_MODE_*); an instruction that crosses a page is a
+ * block of its own and belongs to both pages. Blocks do not know their linear address.
+ *
+ * Consistency. A page with blocks has MEM_PAGE_CODE set and is in no vCPU's TLB for fast writing:
+ * before its bytes are read, the vCPUs that may hold a write translation drop it (sync.c). A
+ * store to such a page comes here; it removes the blocks whose bytes it touches, and is done under
+ * the cache's lock. Each removal bumps the page's generation, and a block decoded meanwhile from
+ * older bytes is not inserted. Removed blocks have `valid` false; everyone tests it on entry.
+ *
+ * Reclaim: blocks live in two halves of an arena. When one is full every block is dropped and the other half
+ * is used, after each vCPU has passed a block edge since that half was dropped.
+ */
+#ifndef CPU_SOFT_BLOCK_H
+#define CPU_SOFT_BLOCK_H
+
+#include "core/memory.h"
+#include "cpu/soft/insn.h"
+#include "cpu/soft/vcpu.h"
+
+#define SOFT_BLOCK_INSNS 64u
+#define SOFT_JUMPS       2048u
+
+struct soft_block {
+    gpa_t gpa;
+    gpa_t gpa2;         /* second page of an instruction that crosses; else ~0 */
+    uint32_t mode;
+    uint16_t bytes;
+    uint8_t count;
+    _Atomic bool valid;
+    struct soft_block *_Atomic hash_next;
+    struct soft_block *page_next[2]; /* cache lock; [1]: in the list of the second page */
+    struct insn insn[];
+};
+
+/* A jump cache entry: linear address to block. */
+struct soft_jump {
+    gva_t rip;
+    uint64_t context, mask;
+    struct soft_block *block;
+};
+
+nodiscard int soft_cache_create(struct mem *mem, struct soft_cache **out);
+void soft_cache_destroy(struct soft_cache *cache);
+
+/* The block at CS:RIP, decoded if need be; may raise #PF, #GP. In `single`, a block of one instruction. */
+struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single);
+
+/* Jump cache entries made before no longer count. Cheap. */
+void soft_jump_flush(struct soft_vcpu *cpu);
+void soft_jump_context_update(struct soft_vcpu *cpu);
+
+/* A vCPU's guest store of 1, 2, 4 or 8 bytes (or any bytes) inside one page that may hold code. */
+void soft_code_store(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa, const void *buf,
+                     unsigned len);
+/* The vCPU will write [gpa, gpa+len), inside one page, through a pointer before its next block edge. */
+void soft_code_open(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa, unsigned len);
+/* Notes that the vCPU is about to hold a write translation; false: it must not, the page holds code. */
+bool soft_code_may_write(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa);
+/* A device wrote. Any thread. */
+void soft_code_written(void *cache, gpa_t gpa, uint64_t len);
+/* At a block edge: the vCPU has seen every removal so far. */
+void soft_cache_edge(struct soft_vcpu *cpu);
+
+/* decode.c: one instruction from at most `avail` bytes. Always gives something executable, except when the
+ * bytes run out: then false. *mode* as in the key. FPU parked. */
+bool soft_decode(struct soft_vcpu *cpu, uint32_t mode, const uint8_t *bytes, unsigned avail,
+                 struct insn *out);
+
+static inline uint64_t soft_jump_index(gva_t rip)
+{
+    return (rip ^ (rip >> 12)) & (SOFT_JUMPS - 1);
+}
+
+#endif

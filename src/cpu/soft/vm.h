@@ -1,0 +1,36 @@
+/* What the vCPUs of one soft VM share, and how they stop each other (sync.c). */
+#ifndef CPU_SOFT_VM_H
+#define CPU_SOFT_VM_H
+
+#include "cpu/soft/vcpu.h"
+
+#define SOFT_VCPUS_MAX 64u
+
+struct soft_vm {
+    struct vm base;
+    struct soft_cache *cache;                    /* owned */
+    struct soft_vcpu *_Atomic vcpu[SOFT_VCPUS_MAX]; /* borrowed; by index */
+    _Atomic uint32_t exclusive;                  /* index + 1 of the vCPU that runs alone, or 0 */
+    uint32_t host_tsc_khz;
+};
+
+/* Enters and leaves the state in which others wait for this vCPU. At a block edge. */
+void soft_sync_enter(struct soft_vcpu *cpu);
+void soft_sync_leave(struct soft_vcpu *cpu);
+
+/* Does what others asked for: revokes, pause. Only where no pointer from the TLB is in use. */
+void soft_sync_service(struct soft_vcpu *cpu);
+
+/* Returns when no vCPU in the set holds a write translation to the page: `writers` is 0 nobody,
+ * index + 1, or SOFT_WRITERS_MANY. At a block edge of cpu. */
+#define SOFT_WRITERS_MANY 0xffffu
+void soft_sync_revoke(struct soft_vcpu *cpu, unsigned writers, uint64_t host_page);
+
+/* Waits until every vCPU's cache_epoch is at least `epoch` or it is outside. At a block edge of cpu. */
+void soft_sync_epoch(struct soft_vcpu *cpu, uint64_t epoch);
+
+/* A short lock: spins, then yields. */
+void soft_spin_lock(_Atomic uint32_t *lock);
+void soft_spin_unlock(_Atomic uint32_t *lock);
+
+#endif
