@@ -9,6 +9,7 @@
 #ifndef CPU_SOFT_MMU_H
 #define CPU_SOFT_MMU_H
 
+#include "core/memory.h"
 #include "cpu/soft/insn.h"
 #include "cpu/soft/vcpu.h"
 
@@ -60,7 +61,7 @@ struct soft_mmu {
     uint64_t asid;            /* of the current address space */
     uint16_t next_asid;
     uint16_t pcid_asid[4096]; /* 0: none yet */
-    uint64_t large[2][64];    /* hashed sets of the 2 MiB and 1 GiB regions whose large page was used */
+    uint64_t large[2][64];       /* hashed sets of the 2 MiB and 1 GiB regions whose large page was used */
     uint64_t phys_mask;       /* physical address bits that exist */
 };
 
@@ -171,6 +172,8 @@ struct soft_walk {
     uint8_t shift;   /* 12, 21, 22 or 30 */
     uint32_t error;  /* page-fault error code when it failed */
 };
+bool soft_tlb_fill(struct soft_vcpu *cpu, unsigned index, gva_t gva, enum soft_access access,
+                   const struct soft_walk *walk, struct mem_slot *slot);
 bool soft_walk(struct soft_vcpu *cpu, gva_t gva, unsigned index, enum soft_access access,
                struct soft_walk *out);
 

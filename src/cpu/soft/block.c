@@ -1,0 +1,542 @@
+#include "cpu/soft/block.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "cpu/soft/fpu.h"
+#include "cpu/soft/mmu.h"
+#include "cpu/soft/vm.h"
+
+#define CACHE_HASH_SIZE  65536u
+#define CACHE_HALF_SIZE  (48u << 20)
+#define CACHE_BLOCK_ROOM (sizeof(struct soft_block) + SOFT_BLOCK_INSNS * sizeof(struct insn))
+#define CACHE_NO_PAGE    UINT64_MAX
+
+/* What is known of one page of a memory slot. */
+struct code_page {
+    struct soft_block *blocks;    /* cache lock */
+    _Atomic uint32_t generation;  /* bumped, under the lock, when bytes under blocks may change */
+    _Atomic uint16_t writers;     /* who may hold a write translation: 0, index + 1, or many */
+};
+
+struct soft_cache {
+    struct mem *mem; /* borrowed */
+    _Atomic uint32_t lock;
+    struct code_page *pages[MEM_SLOTS_MAX]; /* owned mappings, one entry a page; mostly untouched */
+    struct soft_block *_Atomic hash[CACHE_HASH_SIZE];
+    uint8_t *half[2];  /* owned */
+    unsigned current;  /* half in use; lock */
+    size_t used;       /* bytes of it; lock */
+    _Atomic uint64_t epoch; /* bumped when everything was dropped */
+    _Atomic uint32_t decode_lock; /* the families' binds share the native code buffer */
+};
+
+/* Two pages at most are under one block. */
+struct code_span {
+    struct mem_slot *slot;
+    struct code_page *page;
+    gpa_t gpa; /* of the page */
+    uint32_t generation;
+};
+
+static uint8_t *cache_map(size_t size)
+{
+    void *map = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return map == MAP_FAILED ? NULL : map;
+}
+
+int soft_cache_create(struct mem *mem, struct soft_cache **out)
+{
+    struct soft_cache *cache = (struct soft_cache *)cache_map(sizeof(*cache));
+
+    if (!cache)
+        return -ENOMEM;
+    cache->mem = mem;
+    for (unsigned i = 0; i < 2; i++) {
+        cache->half[i] = cache_map(CACHE_HALF_SIZE);
+        if (!cache->half[i])
+            goto err_destroy;
+    }
+    for (unsigned i = 0; i < mem->slot_count; i++) {
+        size_t pages = mem->slots[i].size / PAGE_SIZE;
+
+        cache->pages[i] = (struct code_page *)cache_map(pages * sizeof(struct code_page));
+        if (!cache->pages[i])
+            goto err_destroy;
+    }
+    *out = cache;
+    return 0;
+
+err_destroy:
+    soft_cache_destroy(cache);
+    return -ENOMEM;
+}
+
+void soft_cache_destroy(struct soft_cache *cache)
+{
+    if (!cache)
+        return;
+    for (unsigned i = 0; i < MEM_SLOTS_MAX; i++) {
+        if (cache->pages[i])
+            munmap(cache->pages[i],
+                   cache->mem->slots[i].size / PAGE_SIZE * sizeof(struct code_page));
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        if (cache->half[i])
+            munmap(cache->half[i], CACHE_HALF_SIZE);
+    }
+    munmap(cache, sizeof(*cache));
+}
+
+static struct code_page *code_page_of(struct soft_cache *cache, struct mem_slot *slot, gpa_t gpa)
+{
+    return &cache->pages[slot - cache->mem->slots][(gpa - slot->gpa) >> PAGE_SHIFT];
+}
+
+static _Atomic uint8_t *code_flags(struct mem_slot *slot, gpa_t gpa)
+{
+    return &slot->page[(gpa - slot->gpa) >> PAGE_SHIFT];
+}
+
+static struct soft_block *_Atomic *cache_bucket(struct soft_cache *cache, gpa_t gpa, uint32_t mode)
+{
+    uint64_t h = (gpa ^ ((uint64_t)mode << 20)) * 0x9e3779b97f4a7c15ull;
+
+    return &cache->hash[h >> 48];
+}
+
+static void cache_unhash(struct soft_cache *cache, struct soft_block *block)
+{
+    struct soft_block *_Atomic *at = cache_bucket(cache, block->gpa, block->mode);
+
+    while (*at != block) {
+        if (!*at)
+            return;
+        at = &(*at)->hash_next;
+    }
+    *at = block->hash_next; /* readers inside the removed block still find its successors */
+}
+
+/* Which of a block's page links is that of this page. */
+static unsigned block_link(const struct soft_block *block, gpa_t page)
+{
+    return (block->gpa & PAGE_MASK) == page ? 0 : 1;
+}
+
+static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_t gpa)
+{
+    struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+    struct code_page *page = code_page_of(cache, slot, gpa);
+    struct soft_block **at = &page->blocks;
+
+    while (*at && *at != block)
+        at = &(*at)->page_next[block_link(*at, gpa)];
+    if (*at)
+        *at = block->page_next[block_link(block, gpa)];
+    if (page->blocks)
+        return;
+    atomic_fetch_add(&page->generation, 1); /* the page becomes writable: what is being decoded is void */
+    atomic_fetch_and(code_flags(slot, gpa), (uint8_t)~MEM_PAGE_CODE);
+}
+
+static void block_remove_locked(struct soft_cache *cache, struct soft_block *block)
+{
+    atomic_store(&block->valid, false);
+    cache_unhash(cache, block);
+    page_unlink(cache, block, block->gpa & PAGE_MASK);
+    if (block->gpa2 != CACHE_NO_PAGE)
+        page_unlink(cache, block, block->gpa2);
+}
+
+static bool block_touches(const struct soft_block *block, gpa_t page, unsigned first,
+                          unsigned len)
+{
+    unsigned start = (unsigned)(block->gpa & ~PAGE_MASK), end = start + block->bytes;
+
+    if (block_link(block, page) == 1) {
+        end -= PAGE_SIZE;
+        start = 0;
+    }
+    return first < end && start < first + len;
+}
+
+/* Removes the blocks that hold any byte of [gpa, gpa+len), which lies inside one page. */
+static void page_written_locked(struct soft_cache *cache, struct mem_slot *slot, gpa_t gpa,
+                                unsigned len)
+{
+    gpa_t base = gpa & PAGE_MASK;
+    struct code_page *page = code_page_of(cache, slot, base);
+    struct soft_block *block = page->blocks, *next;
+
+    atomic_fetch_add(&page->generation, 1);
+    for (; block; block = next) {
+        next = block->page_next[block_link(block, base)];
+        if (block_touches(block, base, (unsigned)(gpa - base), len))
+            block_remove_locked(cache, block);
+    }
+    if (!page->blocks)
+        atomic_fetch_and(code_flags(slot, base), (uint8_t)~MEM_PAGE_CODE);
+}
+
+static void note_writer(struct code_page *page, unsigned index)
+{
+    uint16_t mine = (uint16_t)(index + 1), old = atomic_load(&page->writers);
+
+    while (old != mine && old != SOFT_WRITERS_MANY) {
+        if (atomic_compare_exchange_weak(&page->writers, &old, old ? SOFT_WRITERS_MANY : mine))
+            return;
+    }
+}
+
+/* Partner: page_prepare, which sets the flag and then reads the writers. */
+bool soft_code_may_write(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa)
+{
+    _Atomic uint8_t *flags = code_flags(slot, gpa);
+    uint8_t seen;
+
+    note_writer(code_page_of(cpu->cache, slot, gpa), cpu->base.index);
+    atomic_thread_fence(memory_order_seq_cst);
+    seen = atomic_load(flags);
+    if (!(seen & MEM_PAGE_DIRTY))
+        atomic_fetch_or(flags, MEM_PAGE_DIRTY);
+    return !(seen & MEM_PAGE_CODE);
+}
+
+static void stop_removed_block(struct soft_vcpu *cpu)
+{
+    if (cpu->block && !atomic_load_explicit(&cpu->block->valid, memory_order_relaxed))
+        cpu->end_block = true;
+}
+
+static void store_bytes(uint8_t *host, const void *buf, unsigned len)
+{
+    switch (len) { /* whole, as other CPUs may look */
+    case 2:
+        *(uint16_t *)host = *(const uint16_t *)buf;
+        break;
+    case 4:
+        *(uint32_t *)host = *(const uint32_t *)buf;
+        break;
+    case 8:
+        *(uint64_t *)host = *(const uint64_t *)buf;
+        break;
+    default:
+        soft_copy(host, buf, len);
+    }
+}
+
+void soft_code_store(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa, const void *buf,
+                     unsigned len)
+{
+    struct soft_cache *cache = cpu->cache;
+
+    soft_spin_lock(&cache->lock);
+    page_written_locked(cache, slot, gpa, len);
+    store_bytes(slot->host + (gpa - slot->gpa), buf, len);
+    soft_spin_unlock(&cache->lock);
+    stop_removed_block(cpu);
+}
+
+void soft_code_open(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa, unsigned len)
+{
+    struct soft_cache *cache = cpu->cache;
+
+    soft_spin_lock(&cache->lock);
+    note_writer(code_page_of(cache, slot, gpa), cpu->base.index);
+    page_written_locked(cache, slot, gpa, len);
+    soft_spin_unlock(&cache->lock);
+    stop_removed_block(cpu);
+}
+
+void soft_code_written(void *opaque, gpa_t gpa, uint64_t len)
+{
+    struct soft_cache *cache = opaque;
+
+    while (len > 0) {
+        struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+        uint64_t part = PAGE_SIZE - (gpa & ~PAGE_MASK);
+
+        if (part > len)
+            part = len;
+        if (slot && (atomic_load(code_flags(slot, gpa)) & MEM_PAGE_CODE)) {
+            soft_spin_lock(&cache->lock);
+            page_written_locked(cache, slot, gpa, (unsigned)part);
+            soft_spin_unlock(&cache->lock);
+        }
+        gpa += part;
+        len -= part;
+    }
+}
+
+/* Drops everything in the half in use and turns to the other. */
+static void cache_drop_locked(struct soft_cache *cache)
+{
+    uint8_t *at = cache->half[cache->current], *end = at + cache->used;
+
+    while (at < end) {
+        struct soft_block *block = (struct soft_block *)at;
+
+        if (atomic_load_explicit(&block->valid, memory_order_relaxed))
+            block_remove_locked(cache, block);
+        at += sizeof(*block) + block->count * sizeof(struct insn);
+    }
+    cache->current ^= 1;
+    cache->used = 0;
+    atomic_fetch_add(&cache->epoch, 1);
+}
+
+/* Called with no lock, at a block edge. Afterwards nobody is inside a block dropped before. */
+static void cache_drop(struct soft_vcpu *cpu)
+{
+    struct soft_cache *cache = cpu->cache;
+    uint64_t epoch;
+
+    soft_spin_lock(&cache->lock);
+    cache_drop_locked(cache);
+    epoch = atomic_load(&cache->epoch);
+    soft_spin_unlock(&cache->lock);
+    soft_cache_edge(cpu);
+    for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
+        struct soft_vcpu *other = atomic_load(&cpu->soft_vm->vcpu[i]);
+
+        if (other && other != cpu)
+            atomic_fetch_or(&other->attention, SOFT_ATTN_FLUSH);
+    }
+    soft_sync_epoch(cpu, epoch);
+}
+
+void soft_cache_edge(struct soft_vcpu *cpu)
+{
+    uint64_t epoch = atomic_load(&cpu->cache->epoch);
+
+    if (atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) == epoch)
+        return;
+    soft_jump_flush(cpu);
+    cpu->block = NULL;
+    atomic_store(&cpu->cache_epoch, epoch);
+}
+
+void soft_jump_context_update(struct soft_vcpu *cpu)
+{
+    cpu->jump_context = cpu->mmu->asid | (uint64_t)cpu->mode << 11 | cpu->jump_generation << 29;
+}
+
+void soft_jump_flush(struct soft_vcpu *cpu)
+{
+    cpu->jump_generation++;
+    soft_jump_context_update(cpu);
+}
+
+/* Makes the page safe to read code from: see the header. False: not memory. */
+static bool page_prepare(struct soft_vcpu *cpu, gpa_t gpa, struct code_span *span)
+{
+    struct soft_cache *cache = cpu->cache;
+    unsigned writers;
+
+    span->gpa = gpa & PAGE_MASK;
+    span->slot = mem_slot_find(cache->mem, gpa);
+    if (!span->slot)
+        return false;
+    span->page = code_page_of(cache, span->slot, gpa);
+    span->generation = atomic_load(&span->page->generation);
+    atomic_fetch_or(code_flags(span->slot, gpa), MEM_PAGE_CODE);
+    if (atomic_load(&span->page->writers) == 0)
+        return true;
+    writers = atomic_exchange(&span->page->writers, 0);
+    soft_sync_revoke(cpu, writers,
+                     (uint64_t)(span->slot->host + (span->gpa - span->slot->gpa)));
+    return true;
+}
+
+static unsigned decode_run(struct soft_vcpu *cpu, const uint8_t *bytes, unsigned avail,
+                           unsigned limit, struct insn *insn, uint16_t *used)
+{
+    unsigned count = 0, at = 0;
+
+    while (count < limit && at < avail) {
+        unsigned rest = avail - at > 15 ? 15 : avail - at;
+
+        if (!soft_decode(cpu, cpu->mode, bytes + at, rest, &insn[count]))
+            break;
+        at += insn[count].length;
+        if (insn[count++].flags & INSN_ENDS_BLOCK)
+            break;
+    }
+    *used = (uint16_t)at;
+    return count;
+}
+
+/* Copies a decoded block into the cache unless its pages changed meanwhile. NULL: try again. */
+static struct soft_block *cache_insert(struct soft_vcpu *cpu, const struct soft_block *from,
+                                       const struct code_span *span, unsigned spans, bool *full)
+{
+    struct soft_cache *cache = cpu->cache;
+    size_t size = sizeof(*from) + from->count * sizeof(struct insn);
+    struct soft_block *block = NULL, *_Atomic *bucket;
+
+    soft_spin_lock(&cache->lock);
+    *full = cache->used + size > CACHE_HALF_SIZE;
+    if (*full)
+        goto out;
+    for (unsigned i = 0; i < spans; i++) {
+        if (atomic_load(&span[i].page->generation) != span[i].generation ||
+            !(atomic_load(code_flags(span[i].slot, span[i].gpa)) & MEM_PAGE_CODE))
+            goto out;
+    }
+    block = (struct soft_block *)(cache->half[cache->current] + cache->used);
+    cache->used += size;
+    soft_copy(block, from, size);
+    for (unsigned i = 0; i < spans; i++) {
+        block->page_next[i] = span[i].page->blocks;
+        span[i].page->blocks = block;
+    }
+    bucket = cache_bucket(cache, block->gpa, block->mode);
+    atomic_store(&block->hash_next, atomic_load(bucket));
+    atomic_store_explicit(bucket, block, memory_order_release);
+out:
+    soft_spin_unlock(&cache->lock);
+    return block;
+}
+
+/* The bytes of an instruction that begins in one page and ends in the next. */
+static struct soft_exec_entry *gather(struct soft_vcpu *cpu, gva_t linear, const uint8_t *host,
+                                      unsigned avail, uint8_t *bytes)
+{
+    gva_t next = (linear & PAGE_MASK) + PAGE_SIZE;
+    struct soft_exec_entry *second;
+
+    if (!(cpu->mode & SOFT_MODE_CODE64))
+        next = (uint32_t)next;
+    soft_copy(bytes, host, avail);
+    second = soft_fetch_page(cpu, next);
+    if (second->host)
+        soft_copy(bytes + avail, second->host, 15 - avail);
+    else
+        __builtin_memset(bytes + avail, 0xff, 15 - avail);
+    return second;
+}
+
+static void block_init(struct soft_block *block, gpa_t gpa, uint32_t mode)
+{
+    soft_zero(block, sizeof(*block));
+    block->gpa = gpa;
+    block->gpa2 = CACHE_NO_PAGE;
+    block->mode = mode;
+    atomic_store_explicit(&block->valid, true, memory_order_relaxed);
+}
+
+/* Decodes at linear, whose first page is `first`, into *block. Gives the number of pages to be
+ * watched; 0: not to be cached. */
+static unsigned build(struct soft_vcpu *cpu, gva_t linear, const struct soft_exec_entry *first,
+                      unsigned limit, struct soft_block *block, struct code_span *span)
+{
+    unsigned offset = (unsigned)(linear & ~PAGE_MASK), avail = PAGE_SIZE - offset;
+    const uint8_t *host = first->host + offset;
+    struct soft_exec_entry *second;
+    uint8_t bytes[16];
+    gpa_t gpa2;
+
+    block_init(block, first->gpa | offset, cpu->mode);
+    if (!page_prepare(cpu, first->gpa, &span[0]))
+        return 0;
+    block->count = (uint8_t)decode_run(cpu, host, avail, limit, block->insn, &block->bytes);
+    if (block->count > 0)
+        return 1;
+    second = gather(cpu, linear, host, avail, bytes); /* may raise; nothing is held */
+    gpa2 = second->gpa;
+    if (second->host && page_prepare(cpu, gpa2, &span[1]))
+        soft_copy(bytes + avail, second->host, 15 - avail); /* again: it is safe to read now */
+    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, block->insn, &block->bytes);
+    if (!second->host || gpa2 == (first->gpa & PAGE_MASK))
+        return 0;
+    block->gpa2 = gpa2;
+    return 2;
+}
+
+/* Execution from where no memory is: all ones, uncached. */
+static struct soft_block *scratch_block(struct soft_vcpu *cpu, gva_t linear)
+{
+    uint8_t bytes[15];
+
+    __builtin_memset(bytes, 0xff, sizeof(bytes));
+    block_init(cpu->scratch, linear, cpu->mode);
+    cpu->scratch->count =
+        (uint8_t)decode_run(cpu, bytes, 15, 1, cpu->scratch->insn, &cpu->scratch->bytes);
+    return cpu->scratch;
+}
+
+static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, bool single)
+{
+    for (;;) {
+        struct soft_exec_entry first = *soft_fetch_page(cpu, linear);
+        struct code_span span[2];
+        struct soft_block *block;
+        unsigned spans;
+        bool full;
+
+        soft_fpu_park(cpu);
+        cpu->stat_decodes++;
+        if (!first.host)
+            return scratch_block(cpu, linear);
+        spans = build(cpu, linear, &first, single ? 1 : SOFT_BLOCK_INSNS, cpu->scratch, span);
+        if (single || spans == 0)
+            return cpu->scratch;
+        block = cache_insert(cpu, cpu->scratch, span, spans, &full);
+        if (block)
+            return block;
+        if (full)
+            cache_drop(cpu);
+        soft_sync_service(cpu);
+    }
+}
+
+static struct soft_block *cache_look_up(struct soft_vcpu *cpu, gpa_t gpa)
+{
+    struct soft_block *block =
+        atomic_load_explicit(cache_bucket(cpu->cache, gpa, cpu->mode), memory_order_acquire);
+
+    for (; block; block = atomic_load_explicit(&block->hash_next, memory_order_acquire)) {
+        if (block->gpa == gpa && block->mode == cpu->mode &&
+            atomic_load_explicit(&block->valid, memory_order_acquire))
+            return block;
+    }
+    return NULL;
+}
+
+/* An instruction that crosses pages is good only while the second page is where it was. */
+static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear)
+{
+    gva_t next = (linear & PAGE_MASK) + PAGE_SIZE;
+
+    if (!(cpu->mode & SOFT_MODE_CODE64))
+        next = (uint32_t)next;
+    return soft_fetch_page(cpu, next)->gpa == block->gpa2;
+}
+
+struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single)
+{
+    struct soft_exec_entry *first;
+    struct soft_block *block;
+    struct soft_jump *jump;
+
+    if (single)
+        return block_make(cpu, linear, true);
+    first = soft_fetch_page(cpu, linear);
+    block = first->host ? cache_look_up(cpu, first->gpa | (linear & ~PAGE_MASK)) : NULL;
+    if (block && block->gpa2 != CACHE_NO_PAGE && !second_page_holds(cpu, block, linear))
+        block = NULL;
+    if (!block)
+        block = block_make(cpu, linear, false);
+    if (block == cpu->scratch || block->gpa2 != CACHE_NO_PAGE)
+        return block;
+    first = soft_fetch_page(cpu, linear);
+    jump = &cpu->jump[soft_jump_index(linear)];
+    jump->rip = linear;
+    jump->context = cpu->jump_context;
+    jump->mask = first->mask == UINT64_MAX ? UINT64_MAX : ~(uint64_t)SOFT_TLB_ASIDS;
+    jump->block = block;
+    return block;
+}

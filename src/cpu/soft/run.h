@@ -1,0 +1,22 @@
+/* Between the run loop (vcpu.c), the engine's face (soft.c) and the host timer (alarm.c). */
+#ifndef CPU_SOFT_RUN_H
+#define CPU_SOFT_RUN_H
+
+#include "cpu/soft/vcpu.h"
+
+/* On the vCPU's thread, until it must be looked at. */
+enum vcpu_exit soft_run(struct soft_vcpu *cpu);
+
+/* Instruction breakpoints at linear: raises #DB. vcpu's own, by SDM vol. 3B 17.3.1.1. */
+void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear);
+
+/*
+ * alarm.c: a POSIX timer of the vCPU's thread whose signal only sets SOFT_ATTN_TIMER. Setting it
+ * to a later time is put off: the signal then finds the deadline not reached and sets it again.
+ */
+nodiscard int soft_timer_install(void);               /* the signal handler; safe to repeat */
+nodiscard int soft_timer_attach(struct soft_vcpu *cpu); /* to this thread */
+void soft_timer_release(struct soft_vcpu *cpu);
+void soft_timer_arm(struct soft_vcpu *cpu, uint64_t deadline);
+
+#endif

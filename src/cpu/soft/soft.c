@@ -1,0 +1,270 @@
+#include "cpu/soft/soft.h"
+
+#include <cpuid.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/clock.h"
+#include "cpu/selftest.h"
+#include "cpu/soft/block.h"
+#include "cpu/soft/fpu.h"
+#include "cpu/soft/mmu.h"
+#include "cpu/soft/run.h"
+#include "cpu/soft/system.h"
+#include "cpu/soft/vm.h"
+
+static struct soft_vcpu *soft_of(struct vcpu *vcpu)
+{
+    return container_of(vcpu, struct soft_vcpu, base);
+}
+
+static void soft_probe(struct engine_probe *probe)
+{
+    struct selftest_result result;
+
+    selftest_run(&soft_engine, &result);
+    probe->usable = result.passed;
+    if (result.passed)
+        snprintf(probe->reason, sizeof(probe->reason), "the self-test guest ran");
+    else
+        snprintf(probe->reason, sizeof(probe->reason), "the self-test guest failed at %s: %.150s",
+                 result.step ? result.step : "start", result.detail);
+}
+
+/* What the families implement; the host's own bits decide the rest. */
+static const struct cpuid_support soft_offers = {
+    .leaf1_ecx = 1u << 0 | 1u << 1 | 1u << 9 | 1u << 12 | 1u << 13 | 1u << 17 | 1u << 19 |
+                 1u << 20 | 1u << 21 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25 | 1u << 26 |
+                 1u << 28 | 1u << 29 | 1u << 30 | 1u << 31,
+    .leaf1_edx = 1u << 0 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 6 | 1u << 7 | 1u << 8 |
+                 1u << 9 | 1u << 11 | 1u << 12 | 1u << 13 | 1u << 14 | 1u << 15 | 1u << 16 |
+                 1u << 17 | 1u << 19 | 1u << 23 | 1u << 24 | 1u << 25 | 1u << 26 | 1u << 28,
+    .leaf7_ebx = 1u << 0 | 1u << 1 | 1u << 3 | 1u << 5 | 1u << 7 | 1u << 8 | 1u << 9 | 1u << 10 |
+                 1u << 16 | 1u << 17 | 1u << 18 | 1u << 19 | 1u << 20 | 1u << 21 | 1u << 23 |
+                 1u << 24 | 1u << 28 | 1u << 29 | 1u << 30 | 1u << 31,
+    .leaf7_ecx = 1u << 1 | 1u << 2 | 1u << 6 | 1u << 8 | 1u << 9 | 1u << 10 | 1u << 11 | 1u << 12 |
+                 1u << 14 | 1u << 22,
+    .leaf7_edx = 1u << 4 | 1u << 8, /* FSRM, VP2INTERSECT */
+    .leaf7_1_eax = 1u << 4 | 1u << 5, /* AVX-VNNI, AVX512_BF16 */
+    .leafd_1_eax = 1u << 0 | 1u << 1 | 1u << 2, /* XSAVEOPT, XSAVEC, XGETBV(1) */
+    .ext1_ecx = 1u << 0 | 1u << 4 | 1u << 5 | 1u << 6 | 1u << 7 | 1u << 8, /* to 3DNOWPREFETCH */
+    .ext1_edx = 1u << 11 | 1u << 20 | 1u << 22 | 1u << 25 | 1u << 26 | 1u << 27 | 1u << 29 |
+                0x0183f3ffu,
+    .ext7_edx = 1u << 8, /* invariant TSC */
+    .ext8_ebx = 0,
+    .xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512,
+    .kvm_clock = true,
+};
+
+static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+{
+    if (!__get_cpuid_count(leaf, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]))
+        regs[0] = regs[1] = regs[2] = regs[3] = 0;
+}
+
+static void soft_cpuid_support(struct cpuid_support *support)
+{
+    /* Ours whatever the host has: paging and system features the engine makes by itself. */
+    const uint32_t own1_ecx = 1u << 13 | 1u << 17 | 1u << 21 | 1u << 22 | 1u << 24 | 1u << 31;
+    const uint32_t own7_ebx = 1u << 0 | 1u << 1 | 1u << 7 | 1u << 9 | 1u << 10 | 1u << 20;
+    uint32_t r[4];
+
+    *support = soft_offers;
+    host_cpuid(1, 0, r);
+    support->leaf1_ecx &= r[2] | own1_ecx;
+    host_cpuid(7, 0, r);
+    support->leaf7_ebx &= r[1] | own7_ebx;
+    support->leaf7_ecx &= r[2] | 1u << 2;
+    support->leaf7_edx &= r[3];
+    host_cpuid(7, 1, r);
+    support->leaf7_1_eax &= r[0];
+    host_cpuid(0xd, 1, r);
+    support->leafd_1_eax &= r[0];
+    host_cpuid(0x80000001, 0, r);
+    support->ext1_ecx &= r[2];
+    support->ext1_edx &= r[3] | 1u << 11 | 1u << 20 | 1u << 26 | 1u << 29;
+    support->xcr0 &= soft_fpu_host_xcr0();
+}
+
+static int soft_vm_create(struct machine *machine, const struct cpu_model *model, unsigned cpus,
+                          struct vm **out, struct error *err)
+{
+    struct soft_vm *vm;
+    int ret;
+
+    if (cpus == 0 || cpus > SOFT_VCPUS_MAX)
+        return error_set(err, -EINVAL, "the soft engine runs 1 to %u CPUs, not %u",
+                         SOFT_VCPUS_MAX, cpus);
+    ret = soft_timer_install();
+    if (ret < 0)
+        return error_set(err, ret, "cannot set up the timer signal: %s", strerror(-ret));
+    vm = calloc(1, sizeof(*vm));
+    if (!vm)
+        return error_set(err, -ENOMEM, "out of memory");
+    ret = soft_cache_create(machine->mem, &vm->cache);
+    if (ret < 0) {
+        free(vm);
+        return error_set(err, ret, "cannot reserve the code cache: %s", strerror(-ret));
+    }
+    vm->base = (struct vm){.ops = &soft_engine, .machine = machine, .model = model, .cpus = cpus};
+    vm->host_tsc_khz = clock_host_tsc_khz();
+    machine->mem->code_written_opaque = vm->cache;
+    machine->mem->code_written = soft_code_written;
+    *out = &vm->base;
+    return 0;
+}
+
+static void soft_vm_destroy(struct vm *base)
+{
+    struct soft_vm *vm = container_of(base, struct soft_vm, base);
+
+    base->machine->mem->code_written = NULL;
+    soft_cache_destroy(vm->cache);
+    free(vm);
+}
+
+static void soft_vcpu_destroy(struct vcpu *vcpu)
+{
+    struct soft_vcpu *cpu = soft_of(vcpu);
+
+    if (cpu->soft_vm)
+        atomic_store(&cpu->soft_vm->vcpu[vcpu->index], NULL);
+    soft_timer_release(cpu);
+    soft_mmu_destroy(cpu);
+    free(cpu->jump);
+    free(cpu->scratch);
+    free(cpu);
+}
+
+static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, struct error *err)
+{
+    struct soft_vm *vm = container_of(base, struct soft_vm, base);
+    struct soft_vcpu *cpu = aligned_alloc(64, align_up(sizeof(*cpu), 64));
+
+    if (!cpu)
+        return error_set(err, -ENOMEM, "out of memory for a CPU");
+    memset(cpu, 0, sizeof(*cpu));
+    cpu->base = (struct vcpu){.vm = base, .index = index};
+    cpu->cache = vm->cache;
+    cpu->jump = calloc(SOFT_JUMPS, sizeof(*cpu->jump));
+    cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
+    if (!cpu->jump || !cpu->scratch || soft_mmu_create(cpu) < 0) {
+        soft_vcpu_destroy(&cpu->base);
+        return error_set(err, -ENOMEM, "out of memory for a CPU");
+    }
+    for (unsigned i = 0; i < SOFT_JUMPS; i++)
+        cpu->jump[i].context = UINT64_MAX;
+    cpu->soft_vm = vm;
+    cpu_state_reset(&cpu->s, index == 0);
+    if (index != 0)
+        cpu->s.activity = CPU_WAIT_SIPI;
+    cpu->tsc_offset = 0;
+    cpu->tsc_offset = -(int64_t)soft_tsc(cpu);
+    soft_mode_update(cpu);
+    atomic_store(&vm->vcpu[index], cpu);
+    *out = &cpu->base;
+    return 0;
+}
+
+static enum vcpu_exit soft_vcpu_run(struct vcpu *vcpu, struct error *err)
+{
+    struct soft_vcpu *cpu = soft_of(vcpu);
+    enum vcpu_exit exit;
+    int ret = soft_timer_attach(cpu);
+
+    if (ret < 0) {
+        error_set(err, ret, "cannot make a timer for CPU %u: %s", vcpu->index, strerror(-ret));
+        return VCPU_EXIT_ERROR;
+    }
+    exit = soft_run(cpu);
+    soft_fpu_park(cpu);
+    soft_sync_leave(cpu);
+    return exit;
+}
+
+static void soft_vcpu_kick(struct vcpu *vcpu)
+{
+    soft_attention(soft_of(vcpu), SOFT_ATTN_KICK);
+}
+
+static void soft_vcpu_post(struct vcpu *vcpu, enum vcpu_event event, uint8_t vector)
+{
+    static const uint32_t bit[] = {
+        [VCPU_EVENT_INTERRUPT] = SOFT_ATTN_INTERRUPT, [VCPU_EVENT_NMI] = SOFT_ATTN_NMI,
+        [VCPU_EVENT_INIT] = SOFT_ATTN_INIT,           [VCPU_EVENT_SIPI] = SOFT_ATTN_SIPI,
+        [VCPU_EVENT_TIMER] = SOFT_ATTN_TIMER,
+    };
+    struct soft_vcpu *cpu = soft_of(vcpu);
+
+    if (event == VCPU_EVENT_SIPI)
+        atomic_store(&cpu->sipi_vector, vector);
+    soft_attention(cpu, bit[event]);
+}
+
+static int soft_state_get(struct vcpu *vcpu, struct cpu_state *state)
+{
+    struct soft_vcpu *cpu = soft_of(vcpu);
+
+    soft_fpu_park(cpu);
+    cpu->s.tsc = soft_tsc(cpu);
+    *state = cpu->s;
+    return 0;
+}
+
+static int soft_state_set(struct vcpu *vcpu, const struct cpu_state *state)
+{
+    struct soft_vcpu *cpu = soft_of(vcpu);
+
+    soft_fpu_park(cpu);
+    cpu->s = *state;
+    cpu->s.rflags |= RFLAGS_ONE;
+    cpu->next_rip = state->rip;
+    cpu->delivering = false;
+    cpu->tsc_offset += (int64_t)(state->tsc - soft_tsc(cpu));
+    soft_tlb_flush(cpu);
+    soft_mode_update(cpu);
+    return 0;
+}
+
+static unsigned soft_counters(struct vm *base, struct engine_counter *out, unsigned capacity)
+{
+    static const char *const names[] = {"instructions", "decodes", "tlb misses", "faults", "exits"};
+    struct soft_vm *vm = container_of(base, struct soft_vm, base);
+    uint64_t sum[ARRAY_SIZE(names)] = {0};
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
+        const struct soft_vcpu *cpu = atomic_load(&vm->vcpu[i]);
+
+        if (!cpu)
+            continue;
+        sum[0] += cpu->stat_insns;
+        sum[1] += cpu->stat_decodes;
+        sum[2] += cpu->stat_tlb_misses;
+        sum[3] += cpu->stat_faults;
+        sum[4] += cpu->stat_exits;
+    }
+    for (; count < capacity && count < ARRAY_SIZE(names); count++)
+        out[count] = (struct engine_counter){names[count], sum[count]};
+    return count;
+}
+
+const struct engine_ops soft_engine = {
+    .name = "soft",
+    .description = "executes the guest in software on any x86-64 host",
+    .probe = soft_probe,
+    .cpuid_support = soft_cpuid_support,
+    .vm_create = soft_vm_create,
+    .vm_destroy = soft_vm_destroy,
+    .vcpu_create = soft_vcpu_create,
+    .vcpu_destroy = soft_vcpu_destroy,
+    .vcpu_run = soft_vcpu_run,
+    .vcpu_kick = soft_vcpu_kick,
+    .vcpu_post = soft_vcpu_post,
+    .state_get = soft_state_get,
+    .state_set = soft_state_set,
+    .counters = soft_counters,
+};
