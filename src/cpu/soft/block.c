@@ -401,6 +401,13 @@ out:
     return block;
 }
 
+/* What is read where no memory is. */
+static void fill_ones(uint8_t *buf, unsigned len)
+{
+    for (unsigned i = 0; i < len; i++)
+        buf[i] = 0xff;
+}
+
 /* The bytes of an instruction that begins in one page and ends in the next. */
 static struct soft_exec_entry *gather(struct soft_vcpu *cpu, gva_t linear, const uint8_t *host,
                                       unsigned avail, uint8_t *bytes)
@@ -415,7 +422,7 @@ static struct soft_exec_entry *gather(struct soft_vcpu *cpu, gva_t linear, const
     if (second->host)
         soft_copy(bytes + avail, second->host, 15 - avail);
     else
-        __builtin_memset(bytes + avail, 0xff, 15 - avail);
+        fill_ones(bytes + avail, 15 - avail);
     return second;
 }
 
@@ -461,7 +468,7 @@ static struct soft_block *scratch_block(struct soft_vcpu *cpu, gva_t linear)
 {
     uint8_t bytes[15];
 
-    __builtin_memset(bytes, 0xff, sizeof(bytes));
+    fill_ones(bytes, sizeof(bytes));
     block_init(cpu->scratch, linear, cpu->mode);
     cpu->scratch->count =
         (uint8_t)decode_run(cpu, bytes, 15, 1, cpu->scratch->insn, &cpu->scratch->bytes);

@@ -7,7 +7,7 @@
 /* On the vCPU's thread, until it must be looked at. */
 enum vcpu_exit soft_run(struct soft_vcpu *cpu);
 
-/* Instruction breakpoints at linear: raises #DB. vcpu's own, by SDM vol. 3B 17.3.1.1. */
+/* Instruction breakpoints at linear: raises #DB (SDM vol. 3B 17.3.1.1). */
 void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear);
 
 /*

@@ -306,6 +306,24 @@ static gva_t code_linear(const struct soft_vcpu *cpu)
     return (uint32_t)(cpu->s.rip + cpu->s.seg[SEG_CS].base);
 }
 
+void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear)
+{
+    uint64_t dr7 = cpu->s.dr7, hits = 0;
+
+    if (likely(!(dr7 & 0xff)) || (cpu->s.rflags & RFLAGS_RF))
+        return;
+    for (unsigned i = 0; i < 4; i++) {
+        bool enabled = dr7 >> (2 * i) & 3, execute = (dr7 >> (16 + 4 * i) & 3) == 0;
+
+        if (enabled && execute && cpu->s.dr[i] == linear)
+            hits |= 1u << i;
+    }
+    if (!hits)
+        return;
+    cpu->s.dr6 = (cpu->s.dr6 & ~(uint64_t)0xf) | hits;
+    soft_raise(cpu, VECTOR_DB);
+}
+
 /* One instruction, with everything that can stop at each: breakpoints, single step, shadows, limits. */
 static void step(struct soft_vcpu *cpu)
 {
