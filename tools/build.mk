@@ -31,7 +31,14 @@ $(BIN)/lodge: $(OBJ)/src/cli/main.o $(OBJ)/liblodge.a
 UNIT_SOURCES  := $(shell find tests/unit -name '*_test.c' 2>/dev/null | sort)
 UNIT_PROGRAMS := $(UNIT_SOURCES:tests/unit/%.c=$(BIN)/unit/%)
 
-$(BIN)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/liblodge.a
+# What several unit tests share: the other .c files next to them.
+UNIT_SHARED := $(patsubst %.c,$(OBJ)/%.o,$(shell find tests/unit -name '*.c' ! -name '*_test.c' 2>/dev/null | sort))
+
+$(OBJ)/libunit.a: $(UNIT_SHARED)
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BIN)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/libunit.a $(OBJ)/liblodge.a
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LINK  $@")
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lcmocka

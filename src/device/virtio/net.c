@@ -162,9 +162,11 @@ static bool net_receive(void *opaque, const struct iovec *iov, unsigned count)
     if (virtio_has(&card->dev, NET_F_GUEST_CSUM))
         hdr.flags = NET_HDR_DATA_VALID; /* the back end has made, or checked, the checksums */
     n = vq->running ? rx_take(card, len) : -ENETDOWN;
-    /* No room: ask for a doorbell, and look again if the driver has just added some. */
-    for (unsigned i = 0; n == 0 && i < VIRTQUEUE_SIZE_MAX && virtqueue_rearm_more(vq); i++)
+    if (n == 0) {
+        /* No room: ask for a doorbell, then look again: the driver may have added some before that. */
+        virtqueue_rearm_more(vq);
         n = rx_take(card, len);
+    }
     if (n > 0) {
         hdr.num_buffers = (uint16_t)n;
         rx_deliver(card, (unsigned)n, &hdr, iov, count);

@@ -294,9 +294,10 @@ bool virtqueue_rearm(struct virtqueue *vq)
     return vq->running && !vq->broken && rearm_after(vq, vq->last_avail);
 }
 
-bool virtqueue_rearm_more(struct virtqueue *vq)
+void virtqueue_rearm_more(struct virtqueue *vq)
 {
-    return vq->running && !vq->broken && rearm_after(vq, avail_word(vq, 2, memory_order_relaxed));
+    if (vq->running && !vq->broken)
+        (void)rearm_after(vq, avail_word(vq, 2, memory_order_relaxed));
 }
 
 void virtqueue_mark_written(struct mem *mem, const struct virtqueue_chain *chain, uint64_t bytes)

@@ -94,8 +94,8 @@ bool virtqueue_should_interrupt(struct virtqueue *vq);
 void virtqueue_quiet(struct virtqueue *vq);
 /* Asks for a doorbell with the next buffer; true when there is one already. */
 bool virtqueue_rearm(struct virtqueue *vq);
-/* The same when the buffers that wait are too few: a doorbell with the next one after them; true when more have come. */
-bool virtqueue_rearm_more(struct virtqueue *vq);
+/* The same when the buffers that wait are too few: asks for a doorbell with the next one after them. */
+void virtqueue_rearm_more(struct virtqueue *vq);
 
 /* Marks the first `bytes` of the chain's in-segments as written by the device. No lock. */
 void virtqueue_mark_written(struct mem *mem, const struct virtqueue_chain *chain, uint64_t bytes);
