@@ -190,7 +190,7 @@ static void i8259_write_icw1(struct i8259_chip *chip, uint8_t value)
         chip->icw4 = 0;
     for (unsigned irq = 0; irq < 8; irq++) {
         if (i8259_is_level(chip, irq))
-            chip->irr |= chip->lines & (uint8_t)(1u << irq);
+            chip->irr = (uint8_t)(chip->irr | (chip->lines & (1u << irq)));
     }
 }
 
