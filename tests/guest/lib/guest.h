@@ -56,10 +56,14 @@ void trap_set_handler(unsigned vector, trap_handler *handler);
 /* Executes `insn`; an exception ends it and is described in trap_last. The rest of the arguments
  * are the constraints of an asm statement, beginning with its colons. */
 #define TRY(insn, ...)                                                                             \
-    __asm__ volatile("movq $9999f, trap_fixup(%%rip)\n"                                            \
-                     "movq %%rsp, trap_rsp(%%rip)\n"                                               \
-                     "movl $0xffffffff, trap_last(%%rip)\n" insn "\n"                              \
-                     "9999: movq $0, trap_fixup(%%rip)\n" __VA_ARGS__)
+    do {                                                                                           \
+        __asm__ volatile("" ::: "memory");                                                         \
+        __asm__ volatile("movq $9999f, trap_fixup(%%rip)\n"                                        \
+                         "movq %%rsp, trap_rsp(%%rip)\n"                                           \
+                         "movl $0xffffffff, trap_last(%%rip)\n" insn "\n"                          \
+                         "9999: movq $0, trap_fixup(%%rip)\n" __VA_ARGS__);                        \
+        __asm__ volatile("" ::: "memory");                                                         \
+    } while (0)
 
 /* Runs code (position independent assembly) in ring 3 until it traps; `int $0x80` is its normal end.
  * RDI and RSI as given; RAX at the end is trap_last.rax. Ring 3 sees memory at USER(address). */
