@@ -31,17 +31,22 @@ err_free:
     return ret;
 }
 
-void machine_destroy(struct machine *machine)
+void machine_destroy_devices(struct machine *machine)
 {
     struct device *dev;
 
-    if (!machine)
-        return;
     /* The list is newest first: what was built on others goes before them. */
     while ((dev = machine->devices)) {
         machine->devices = dev->next;
         dev->ops->destroy(dev);
     }
+}
+
+void machine_destroy(struct machine *machine)
+{
+    if (!machine)
+        return;
+    machine_destroy_devices(machine);
     timer_queue_destroy(machine->timers);
     bus_destroy(machine->bus);
     mem_destroy(machine->mem);

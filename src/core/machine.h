@@ -37,6 +37,10 @@ struct machine {
 
 nodiscard int machine_create(struct machine **out);
 
+/* Destroys the devices alone: after it, no thread of theirs raises an interrupt. No vCPU may run, but
+ * what interrupts reach (the engine's vCPUs) must still be there. */
+void machine_destroy_devices(struct machine *machine);
+
 /* Destroys devices, bus, timers, memory. No vCPU may run. */
 void machine_destroy(struct machine *machine);
 
