@@ -12,6 +12,8 @@
 #include "chip/ioapic.h"
 #include "chip/lapic.h"
 #include "chip/mc146818.h"
+#include "device/debug_exit.h"
+#include "device/i8042.h"
 #include "device/pci.h"
 #include "device/virtio/virtio.h"
 
@@ -96,7 +98,10 @@ static int pc_add_legacy_devices(struct pc *pc, const struct pc_config *config,
     if (r == 0)
         r = uart16550_create(machine, PC_COM1_PORT, machine->gsi[PC_COM1_IRQ], com1, "com1",
                              &pc->com1);
-    (void)config;
+    if (r == 0) /* for its reset line; the ACPI tables do not speak of it: nothing is plugged in */
+        r = i8042_create(machine, machine->gsi[1], machine->gsi[12]);
+    if (r == 0 && config->debug_exit)
+        r = debug_exit_create(machine);
     if (r < 0)
         return error_set(err, r, "cannot make the machine's chips: %s", strerror(-r));
     return 0;
