@@ -254,7 +254,7 @@ int multiboot_load(const struct boot_images *images, const struct boot_target *t
     const struct boot_file *kernel = &images->kernel;
     struct multiboot_page page = {0};
     struct multiboot_header header;
-    uint64_t offset, entry, high;
+    uint64_t offset, entry = 0, high = 0;
     int r;
 
     if (!multiboot_find(kernel, &header, &offset))

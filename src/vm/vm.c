@@ -1,5 +1,6 @@
-#include "vm/vm_run.h"
+#include "vm/vm.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -8,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "vm/console.h"
 #include "vm/stats.h"
 #include "vm/vcpus.h"
 
@@ -23,7 +25,7 @@ struct vm_pending {
 };
 
 struct vm_runner {
-    const struct vm_options *options;
+    const struct vm_config *config;
     struct error *err;
     uv_loop_t loop;
     uv_async_t wake;
@@ -35,7 +37,7 @@ struct vm_runner {
     unsigned stop_signals; /* how often the operator asked to end it */
     struct log_limit resets;
     int exit_code;
-    int result; /* of vm_run */
+    int result; /* of vm_run() */
 };
 
 /* Any thread, device locks held. */
@@ -87,7 +89,7 @@ static void vm_serve_reset(struct vm_runner *runner, const char *reason)
     const char *why = *reason ? reason : "asked by the guest";
     int r;
 
-    if (runner->options->no_reboot) {
+    if (runner->config->no_reboot) {
         log_info("the guest reset (%s); --no-reboot ends the machine", why);
         vm_end(runner, 0);
         return;
@@ -191,13 +193,38 @@ static int vm_serve_until_end(struct vm_runner *runner)
     return runner->result;
 }
 
+static_assert(VM_CPUS_MAX == PC_CPUS_MAX && VM_DISKS_MAX == PC_DISKS_MAX, "as the PC takes them");
+static_assert(VM_INITRDS_MAX == BOOT_MODULES_MAX, "as the loaders take them");
+
+static void vm_describe_pc(const struct vm_config *config, struct pc_config *pc)
+{
+    *pc = (struct pc_config){
+        .name = config->name,
+        .cpus = config->cpus,
+        .memory = config->memory,
+        .cpu_model = config->cpu_model,
+        .boot = {.kernel = config->kernel, .module_count = config->initrd_count,
+                 .cmdline = config->append},
+        .disk_count = config->disk_count,
+        .net_user = config->net,
+        .net = config->net_user,
+        .debug_exit = config->debug_exit,
+        .trace_unknown = config->verbose,
+    };
+    memcpy(pc->boot.modules, config->initrd, sizeof(pc->boot.modules));
+    memcpy(pc->disks, config->disk, sizeof(pc->disks));
+}
+
 static int vm_run_machine(struct vm_runner *runner)
 {
     const struct vcpus_events events = {vm_on_shutdown, vm_on_failed, runner};
     struct uart16550_sink sink = console_sink(runner->console);
     uint64_t start = clock_now();
-    int r = pc_create(&runner->options->pc, runner->options->engine, &sink, &runner->pc, runner->err);
+    struct pc_config config;
+    int r;
 
+    vm_describe_pc(runner->config, &config);
+    r = pc_create(&config, runner->config->engine, &sink, &runner->pc, runner->err);
     if (r < 0)
         return r;
     runner->pc->machine->request = vm_request;
@@ -209,7 +236,7 @@ static int vm_run_machine(struct vm_runner *runner)
         return r;
     }
     r = vm_serve_until_end(runner);
-    if (runner->options->stats)
+    if (runner->config->stats)
         stats_print(runner->pc, clock_now() - start);
     pc_remove_devices(runner->pc);
     vcpus_destroy(runner->vcpus);
@@ -231,9 +258,24 @@ static int vm_init_loop(struct vm_runner *runner)
     return r;
 }
 
-int vm_run(const struct vm_options *options, int *exit_code, struct error *err)
+static int vm_open_console(struct vm_runner *runner)
 {
-    struct vm_runner runner = {.options = options, .err = err};
+    static const enum console_kind kinds[] = {
+        [VM_SERIAL_STDIO] = CONSOLE_STDIO,
+        [VM_SERIAL_NONE] = CONSOLE_NONE,
+        [VM_SERIAL_FILE] = CONSOLE_FILE,
+        [VM_SERIAL_UNIX] = CONSOLE_UNIX,
+    };
+    const struct console_options options = {kinds[runner->config->serial],
+                                            runner->config->serial_path};
+
+    return console_open(&options, &runner->loop, vm_on_leave, runner, &runner->console,
+                        runner->err);
+}
+
+int vm_run(const struct vm_config *config, int *status, struct error *err)
+{
+    struct vm_runner runner = {.config = config, .err = err};
     int r;
 
     signal(SIGPIPE, SIG_IGN); /* a reader that has gone is an error of that write */
@@ -243,7 +285,7 @@ int vm_run(const struct vm_options *options, int *exit_code, struct error *err)
         error_set(err, r, "cannot make the event loop: %s", uv_strerror(r));
         goto err_lock;
     }
-    r = console_open(&options->serial, &runner.loop, vm_on_leave, &runner, &runner.console, err);
+    r = vm_open_console(&runner);
     if (r == 0) {
         r = vm_run_machine(&runner);
         console_close(runner.console);
@@ -251,7 +293,7 @@ int vm_run(const struct vm_options *options, int *exit_code, struct error *err)
     uv_close((uv_handle_t *)&runner.wake, NULL);
     uv_run(&runner.loop, UV_RUN_DEFAULT); /* lets the handles close */
     uv_loop_close(&runner.loop);
-    *exit_code = runner.exit_code;
+    *status = runner.exit_code;
 
 err_lock:
     pthread_mutex_destroy(&runner.pending.lock);
