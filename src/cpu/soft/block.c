@@ -358,8 +358,12 @@ static unsigned decode_run(struct soft_vcpu *cpu, const uint8_t *bytes, unsigned
 
     while (count < limit && at < avail) {
         unsigned rest = avail - at > 15 ? 15 : avail - at;
+        bool whole;
 
-        if (!soft_decode(cpu, cpu->mode, bytes + at, rest, &insn[count]))
+        soft_spin_lock(&cpu->cache->decode_lock);
+        whole = soft_decode(cpu, cpu->mode, bytes + at, rest, &insn[count]);
+        soft_spin_unlock(&cpu->cache->decode_lock);
+        if (!whole)
             break;
         at += insn[count].length;
         if (insn[count++].flags & INSN_ENDS_BLOCK)

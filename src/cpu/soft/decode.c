@@ -1,5 +1,6 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/insn.h"
+#include "cpu/soft/vm.h"
 
 /* insn_ea() indexes s.gpr with INSN_REG_RIP. */
 static_assert(offsetof(struct cpu_state, rip) == INSN_REG_RIP * sizeof(uint64_t), "rip after gpr");
@@ -186,16 +187,22 @@ static void decode_common(struct insn *in, const struct insn_decode *d)
     decode_immediate(in, d);
 }
 
-static bool decode_bind(struct insn *in, const struct insn_decode *d)
+void soft_decode_init(struct soft_vm *vm)
 {
-    for (unsigned f = 0; f < ARRAY_SIZE(families); f++) {
+    for (unsigned f = ARRAY_SIZE(families); f-- > 0;) {
         const struct insn_binding *b = families[f]->bindings;
 
-        for (; b->mnemonic != ZYDIS_MNEMONIC_INVALID; b++) {
-            if (b->mnemonic == d->z->mnemonic)
-                return b->bind(in, d);
-        }
+        for (; b->mnemonic != ZYDIS_MNEMONIC_INVALID; b++)
+            vm->binding[b->mnemonic] = b;
     }
+}
+
+static bool decode_bind(struct insn *in, const struct insn_decode *d)
+{
+    const struct insn_binding *b = d->cpu->soft_vm->binding[d->z->mnemonic];
+
+    if (b)
+        return b->bind(in, d);
     for (unsigned f = 0; f < ARRAY_SIZE(families); f++) {
         if (families[f]->bind_rest && families[f]->bind_rest(in, d))
             return true;

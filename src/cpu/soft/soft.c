@@ -110,6 +110,7 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
         return error_set(err, ret, "cannot reserve the code cache: %s", strerror(-ret));
     }
     vm->base = (struct vm){.ops = &soft_engine, .machine = machine, .model = model, .cpus = cpus};
+    soft_decode_init(vm);
     vm->host_tsc_khz = clock_host_tsc_khz();
     machine->mem->code_written_opaque = vm->cache;
     machine->mem->code_written = soft_code_written;

@@ -2,6 +2,7 @@
 #ifndef CPU_SOFT_VM_H
 #define CPU_SOFT_VM_H
 
+#include "cpu/soft/insn.h"
 #include "cpu/soft/vcpu.h"
 
 #define SOFT_VCPUS_MAX 64u
@@ -12,7 +13,12 @@ struct soft_vm {
     struct soft_vcpu *_Atomic vcpu[SOFT_VCPUS_MAX]; /* borrowed; by index */
     _Atomic uint32_t exclusive;                  /* index + 1 of the vCPU that runs alone, or 0 */
     uint32_t host_tsc_khz;
+    /* Who binds a mnemonic: the families' tables, the first family that lists it. Set at creation. */
+    const struct insn_binding *binding[ZYDIS_MNEMONIC_MAX_VALUE + 1];
 };
+
+/* decode.c */
+void soft_decode_init(struct soft_vm *vm);
 
 /* Enters and leaves the state in which others wait for this vCPU. At a block edge. */
 void soft_sync_enter(struct soft_vcpu *cpu);
