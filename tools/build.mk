@@ -82,3 +82,17 @@ guests: $(GUEST_PROGRAMS)
 .SECONDARY: $(GUEST_PROGRAMS:$(BUILD)/guests/%.elf=$(GUEST_OBJ)/%.o) $(GUEST_LIB)
 
 -include $(shell find $(GUEST_OBJ) -name '*.d' 2>/dev/null)
+
+# Fuzz targets: libFuzzer, so clang: make fuzz-programs CONFIG=fuzz CC=clang (make test does).
+FUZZ_SOURCES  := $(shell find tests/fuzz -name '*_fuzz.c' 2>/dev/null | sort)
+FUZZ_PROGRAMS := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BIN)/%)
+
+FUZZ_HELPERS  := $(patsubst %.c,$(OBJ)/%.o,$(filter-out $(FUZZ_SOURCES),$(wildcard tests/fuzz/*.c)))
+
+$(BIN)/%_fuzz: $(OBJ)/tests/fuzz/%_fuzz.o $(FUZZ_HELPERS) $(OBJ)/liblodge.a
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  LINK  $@")
+	$(Q)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+
+.PHONY: fuzz-programs
+fuzz-programs: $(FUZZ_PROGRAMS)

@@ -20,13 +20,20 @@ headers:
 RUN_PACKAGES := gcc make pkg-config libc6-dev libzydis-dev libuv1-dev liburing-dev libslirp-dev \
                 libjansson-dev mmdebstrap e2fsprogs zstd
 TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-pytest-timeout acpica-tools \
-                 qemu-system-x86 busybox-static cpio xz-utils lz4 clang
+                 qemu-system-x86 busybox-static cpio xz-utils lz4 clang libclang-rt-14-dev
 
 test:
 	@tools/install-packages $(TEST_PACKAGES)
 	$(MAKE) all
 	$(MAKE) unit CONFIG=asan
-	/usr/bin/python3 -m pytest -q -p no:cacheprovider tests
+	$(MAKE) fuzz-programs CONFIG=fuzz CC=clang
+	/usr/bin/python3 -m pytest -q -p no:cacheprovider --durations=15 tests
+
+# A long run of one target: make fuzz TARGET=pci [SECONDS=600]
+fuzz:
+	$(MAKE) fuzz-programs CONFIG=fuzz CC=clang
+	mkdir -p $(BUILD)/corpus/$(TARGET)
+	$(BUILD)/fuzz/$(TARGET)_fuzz -max_total_time=$(or $(SECONDS),600) $(BUILD)/corpus/$(TARGET)
 
 check: headers
 	tools/check-layers
