@@ -78,6 +78,7 @@
 #define EFER_LMA   (1u << 10)
 #define EFER_NXE   (1u << 11)
 #define EFER_FFXSR (1u << 14)
+#define EFER_AUTOIBRS (1u << 21)
 
 /* Exceptions */
 #define VECTOR_DE 0u
