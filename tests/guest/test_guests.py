@@ -90,5 +90,8 @@ def test_guest(name, engine, tmp_path):
     if opts.get("expect") == "reset":
         assert status == TRIPLE_FAULT, output
         assert "READY TO RESET" in output and "FAIL" not in output, output
+    elif opts.get("expect") == "poweroff":
+        assert status == 0, output
+        assert "READY TO POWER OFF" in output and "FAIL" not in output, output
     else:
         assert status == PASS and "PASS: " in output, f"status {status}\n{output}"
