@@ -253,6 +253,11 @@ static unsigned soft_counters(struct vm *base, struct engine_counter *out, unsig
     return count;
 }
 
+static uint64_t soft_vcpu_tsc(struct vcpu *vcpu)
+{
+    return soft_tsc(container_of(vcpu, struct soft_vcpu, base));
+}
+
 const struct engine_ops soft_engine = {
     .name = "soft",
     .description = "executes the guest in software on any x86-64 host",
@@ -267,5 +272,6 @@ const struct engine_ops soft_engine = {
     .vcpu_post = soft_vcpu_post,
     .state_get = soft_state_get,
     .state_set = soft_state_set,
+    .tsc = soft_vcpu_tsc,
     .counters = soft_counters,
 };
