@@ -89,10 +89,10 @@ FUZZ_PROGRAMS := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BIN)/%)
 
 FUZZ_HELPERS  := $(patsubst %.c,$(OBJ)/%.o,$(filter-out $(FUZZ_SOURCES),$(wildcard tests/fuzz/*.c)))
 
-$(BIN)/%_fuzz: $(OBJ)/tests/fuzz/%_fuzz.o $(FUZZ_HELPERS) $(OBJ)/liblodge.a
+$(BIN)/%_fuzz: $(OBJ)/tests/fuzz/%_fuzz.o $(FUZZ_HELPERS) $(OBJ)/libunit.a $(OBJ)/liblodge.a
 	@mkdir -p $(@D)
 	$(if $(Q),@echo "  LINK  $@")
-	$(Q)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $(filter %_fuzz.o,$^) -Wl,--start-group $(filter-out %_fuzz.o,$^) -Wl,--end-group $(LIBS) -lcmocka
 
 .PHONY: fuzz-programs
 fuzz-programs: $(FUZZ_PROGRAMS)
