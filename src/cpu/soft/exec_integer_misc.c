@@ -218,6 +218,10 @@ bool integer_bind_nop(struct insn *in, const struct insn_decode *d)
         in->fn = pause;
         return true;
     default:
+        /* 0F 0D, the prefetches, has no register form. */
+        if (d->z->opcode_map == ZYDIS_OPCODE_MAP_0F && d->z->opcode == 0x0d &&
+            d->z->raw.modrm.mod == 3)
+            return false;
         in->fn = nop;
         return true;
     }
