@@ -197,13 +197,28 @@ void soft_decode_init(struct soft_vm *vm)
     }
 }
 
+/* Families share mnemonics (MOV, POP, RET, MOVSD ...): the first may leave an instruction to another. */
+static bool decode_bind_second(struct insn *in, const struct insn_decode *d,
+                               const struct insn_family *family, const struct insn_binding *first)
+{
+    const struct insn_binding *b = family->bindings;
+
+    for (; b->mnemonic != ZYDIS_MNEMONIC_INVALID; b++) {
+        if (b->mnemonic == first->mnemonic && b != first && b->bind(in, d))
+            return true;
+    }
+    return false;
+}
+
 static bool decode_bind(struct insn *in, const struct insn_decode *d)
 {
     const struct insn_binding *b = d->cpu->soft_vm->binding[d->z->mnemonic];
 
-    if (b)
-        return b->bind(in, d);
+    if (b && b->bind(in, d))
+        return true;
     for (unsigned f = 0; f < ARRAY_SIZE(families); f++) {
+        if (b && decode_bind_second(in, d, families[f], b))
+            return true;
         if (families[f]->bind_rest && families[f]->bind_rest(in, d))
             return true;
     }
