@@ -157,7 +157,7 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
         return error_set(err, -ENOMEM, "out of memory for a CPU");
     }
     for (unsigned i = 0; i < SOFT_JUMPS; i++)
-        cpu->jump[i].context = UINT64_MAX;
+        cpu->jump[i] = (struct soft_jump){.context = UINT64_MAX, .mask = UINT64_MAX};
     cpu->soft_vm = vm;
     cpu_state_reset(&cpu->s, index == 0);
     if (index != 0)
