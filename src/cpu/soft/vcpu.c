@@ -349,6 +349,7 @@ static void step(struct soft_vcpu *cpu)
     in->fn(cpu, in);
     cpu->s.rip = cpu->mode & SOFT_MODE_CODE64 ? cpu->next_rip : (uint32_t)cpu->next_rip;
     cpu->stat_insns++;
+    trap = cpu->single_step; /* INT n and the like take it away, SYSCALL decides anew */
     cpu->single_step = false;
     if (trap && !(shadow & 2))
         soft_debug_trap(cpu, DR6_BS);
