@@ -1,5 +1,8 @@
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <termios.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "cli/cli.h"
@@ -64,6 +67,26 @@ int cli_fail(const struct error *err, int status)
     return status;
 }
 
+/* The terminal as we found it: given back also when the program dies. */
+static struct termios terminal_saved;
+
+static void terminal_on_crash(int number)
+{
+    tcsetattr(STDIN_FILENO, TCSANOW, &terminal_saved); /* async-signal-safe: POSIX 2.4.3 */
+    raise(number); /* SA_RESETHAND: this time it kills */
+}
+
+static void terminal_guard(void)
+{
+    static const int numbers[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
+    struct sigaction action = {.sa_handler = terminal_on_crash, .sa_flags = (int)SA_RESETHAND};
+
+    if (tcgetattr(STDIN_FILENO, &terminal_saved) < 0)
+        return;
+    for (unsigned i = 0; i < ARRAY_SIZE(numbers); i++)
+        sigaction(numbers[i], &action, NULL);
+}
+
 int main(int argc, char **argv)
 {
     const struct cli_command *command;
@@ -89,5 +112,6 @@ int main(int argc, char **argv)
             return 0;
         }
     }
+    terminal_guard();
     return command->run(argc - 1, argv + 1);
 }

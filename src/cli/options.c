@@ -241,6 +241,13 @@ static int set_debug_exit(struct run_options *options, const char *value, struct
     return 0;
 }
 
+static int set_dump_acpi(struct run_options *options, const char *value, struct error *err)
+{
+    (void)err;
+    options->dump_acpi = value;
+    return 0;
+}
+
 static int set_stats(struct run_options *options, const char *value, struct error *err)
 {
     (void)value, (void)err;
@@ -272,6 +279,7 @@ static const struct option options_table[] = {
     {"name", "NAME", "the machine's name, for messages", set_name},
     {"no-reboot", NULL, "end, with status 0, when the guest resets", set_no_reboot},
     {"debug-exit", NULL, "a guest write of V to port 0xf4 ends with status (V<<1)|1", set_debug_exit},
+    {"dump-acpi", "DIR", "write the machine's ACPI tables to DIR and end", set_dump_acpi},
     {"stats", NULL, "print the engine's counters at the end", set_stats},
     {"verbose", NULL, "say more, also what the guest does oddly", set_verbose},
 };
@@ -357,7 +365,7 @@ int run_options_parse(struct run_options *options, int argc, char **argv, struct
     };
     for (int at = 1; ret == 0 && at < argc;)
         ret = option_apply(options, argc, argv, &at, err);
-    if (ret == 0 && !options->config.kernel)
+    if (ret == 0 && !options->config.kernel && !options->dump_acpi)
         ret = error_set(err, -EINVAL, "which kernel? (give --kernel FILE; see 'lodge help run')");
     return ret;
 }

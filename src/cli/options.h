@@ -8,6 +8,7 @@
 struct run_options {
     struct vm_config config; /* config.engine is left to the caller */
     const char *engine;      /* "auto" or an engine's name */
+    const char *dump_acpi;   /* a directory for the ACPI tables, instead of running; or NULL */
     char *storage[VM_DISKS_MAX]; /* owned copies of --disk arguments, cut into pieces */
     unsigned storage_count;
 };

@@ -1,9 +1,11 @@
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "board/acpi/acpi.h"
 #include "cli/cli.h"
 #include "cli/options.h"
 
@@ -57,6 +59,40 @@ static int choose_engine(struct run_options *options, struct error *err)
     return error_set(err, -ENODEV, "no engine works here: %s (see 'lodge doctor')", passed);
 }
 
+static int dump_acpi(const struct run_options *options, struct error *err)
+{
+    const struct vm_config *vm = &options->config;
+    struct acpi_tables *tables = calloc(1, sizeof(*tables));
+    struct memory_map map;
+    const struct acpi_config config = {.cpus = vm->cpus, .map = &map};
+    int ret = -ENOMEM;
+
+    /* No engine is asked here, so the address width is the least that processors have. */
+    memory_map_init(&map, vm->memory, 36);
+    if (tables)
+        ret = acpi_build(&config, tables);
+    if (ret)
+        error_set(err, ret, "cannot make the ACPI tables: %s", strerror(-ret));
+    else
+        ret = acpi_dump(tables, options->dump_acpi, err);
+    free(tables);
+    return ret;
+}
+
+static int run(struct run_options *options, int *status, struct error *err)
+{
+    int ret;
+
+    if (options->dump_acpi)
+        return dump_acpi(options, err);
+    ret = check_memory(options->config.memory, err);
+    if (ret == 0)
+        ret = choose_engine(options, err);
+    if (ret == 0)
+        ret = vm_run(&options->config, status, err);
+    return ret;
+}
+
 int cli_run(int argc, char **argv)
 {
     struct run_options options;
@@ -70,11 +106,7 @@ int cli_run(int argc, char **argv)
     }
     if (options.config.verbose)
         log_set_level(LOG_DEBUG);
-    ret = check_memory(options.config.memory, &err);
-    if (ret == 0)
-        ret = choose_engine(&options, &err);
-    if (ret == 0)
-        ret = vm_run(&options.config, &status, &err);
+    ret = run(&options, &status, &err);
     run_options_release(&options);
     return ret ? cli_fail(&err, CLI_EXIT_FAILURE) : status;
 }

@@ -12,11 +12,12 @@ _lodge() {
     --net) mapfile -t COMPREPLY < <(compgen -W "user none user,forward=" -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W "stdio none file: unix:" -- "$cur") ;;
     --kernel | --initrd | --disk) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+    --dump-acpi) mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
     help) mapfile -t COMPREPLY < <(compgen -W "run doctor" -- "$cur") ;;
     *)
         case ${COMP_WORDS[1]} in
         run) mapfile -t COMPREPLY < <(compgen -W "--engine --cpus --memory --kernel --initrd --append --disk --net --serial
-            --cpu-model --name --no-reboot --debug-exit --stats --verbose --help" -- "$cur") ;;
+            --cpu-model --name --no-reboot --debug-exit --dump-acpi --stats --verbose --help" -- "$cur") ;;
         doctor) mapfile -t COMPREPLY < <(compgen -W "--json --help" -- "$cur") ;;
         esac
         ;;
