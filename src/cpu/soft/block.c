@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "cpu/soft/fpu.h"
+#include "cpu/soft/code.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/vm.h"
 
@@ -306,6 +307,28 @@ static void cache_drop(struct soft_vcpu *cpu)
             atomic_fetch_or(&other->attention, SOFT_ATTN_FLUSH);
     }
     soft_sync_epoch(cpu, epoch);
+}
+
+/* The native code buffer is full: with every other vCPU at a block edge, drops all that points into it. */
+static void cache_recycle_code(struct soft_vcpu *cpu)
+{
+    struct soft_cache *cache = cpu->cache;
+
+    soft_exclusive_begin(cpu);
+    if (soft_code_full(cpu->code)) {
+        soft_spin_lock(&cache->lock);
+        cache_drop_locked(cache);
+        soft_spin_unlock(&cache->lock);
+        soft_code_reset(cpu->code);
+        for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
+            struct soft_vcpu *other = atomic_load(&cpu->soft_vm->vcpu[i]);
+
+            if (other && other != cpu)
+                atomic_fetch_or(&other->attention, SOFT_ATTN_FLUSH);
+        }
+    }
+    soft_exclusive_end(cpu);
+    soft_cache_edge(cpu);
 }
 
 void soft_cache_edge(struct soft_vcpu *cpu)

@@ -28,4 +28,7 @@ static inline void soft_fpu_park(struct soft_vcpu *cpu)
 /* XCR0 bits of the host that fit CPU_XSAVE_SIZE in standard format. */
 uint64_t soft_fpu_host_xcr0(void);
 
+/* MXCSR bits that may be set on this host. */
+uint32_t soft_fpu_mxcsr_mask(void);
+
 #endif

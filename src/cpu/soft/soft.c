@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "cpu/selftest.h"
 #include "cpu/soft/block.h"
+#include "cpu/soft/code.h"
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/run.h"
@@ -109,6 +110,12 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
         free(vm);
         return error_set(err, ret, "cannot reserve the code cache: %s", strerror(-ret));
     }
+    ret = soft_code_create(&vm->code);
+    if (ret < 0) {
+        soft_cache_destroy(vm->cache);
+        free(vm);
+        return error_set(err, ret, "cannot reserve native code: %s", strerror(-ret));
+    }
     vm->base = (struct vm){.ops = &soft_engine, .machine = machine, .model = model, .cpus = cpus};
     soft_decode_init(vm);
     vm->host_tsc_khz = clock_host_tsc_khz();
@@ -124,6 +131,7 @@ static void soft_vm_destroy(struct vm *base)
 
     base->machine->mem->code_written = NULL;
     soft_cache_destroy(vm->cache);
+    soft_code_destroy(vm->code);
     free(vm);
 }
 
@@ -150,6 +158,7 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
     memset(cpu, 0, sizeof(*cpu));
     cpu->base = (struct vcpu){.vm = base, .index = index};
     cpu->cache = vm->cache;
+    cpu->code = vm->code;
     cpu->jump = calloc(SOFT_JUMPS, sizeof(*cpu->jump));
     cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
     if (!cpu->jump || !cpu->scratch || soft_mmu_create(cpu) < 0) {

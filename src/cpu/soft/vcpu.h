@@ -29,6 +29,15 @@ struct soft_cache; /* block.h: decoded blocks, one per VM */
 struct soft_block;
 struct soft_tlb_entry;
 struct soft_jump;
+struct soft_code;  /* code.h: native stubs */
+
+/* What FNSTENV and FXSAVE tell of the last x87 instruction that is not a control instruction. The
+ * host's own registers hold the stub's address, so the guest's are kept here. */
+struct soft_x87 {
+    uint64_t fip, fdp;
+    uint16_t fcs, fds;
+    uint16_t fop;
+};
 
 /* An exception or interrupt on its way to the guest. */
 struct soft_event {
@@ -110,6 +119,9 @@ struct soft_vcpu {
 
     struct soft_mmu *mmu;       /* owned */
     struct soft_cache *cache;   /* shared, owned by the VM */
+    struct soft_code *code;     /* shared, owned by the VM; cache's decode lock */
+    struct soft_x87 x87;
+    uint16_t xstate_offset[8];  /* of XSAVE components in standard format; exec_xstate.c */
     struct soft_vm *soft_vm;
     struct vcpu base;           /* what the rest of Lodge sees */
 

@@ -1,0 +1,38 @@
+/*
+ * A small buffer of executable code, one per VM, filled by the families' binds under the block
+ * cache's decode lock.
+ *
+ * The pages are a memfd mapped twice: written through one mapping, executed through the other, so
+ * no address is ever both. Code is position-independent and never changed once put; equal bytes
+ * share one copy, so decoding the same instruction again costs nothing.
+ *
+ * The buffer is bounded. When it is full, soft_code_put() answers NULL until the block cache, whose
+ * insn.aux are the only pointers into it, has dropped every block while no other vCPU executes and
+ * called soft_code_reset().
+ */
+#ifndef CPU_SOFT_CODE_H
+#define CPU_SOFT_CODE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/compiler.h"
+
+#define SOFT_CODE_PIECE_MAX 192u /* bytes of one piece */
+
+struct soft_code;
+
+/* 0 or negative errno. Also sees to it that faults in the code are caught (trap.h). */
+nodiscard int soft_code_create(struct soft_code **out);
+void soft_code_destroy(struct soft_code *code); /* NULL is fine */
+
+/* The executable address of a copy of the bytes; NULL when it is full. Calls no libc. */
+const void *soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned len);
+
+/* Every address ever answered is void. */
+void soft_code_reset(struct soft_code *code);
+
+bool soft_code_full(const struct soft_code *code);
+bool soft_code_contains(const struct soft_code *code, uint64_t addr);
+
+#endif

@@ -1,0 +1,58 @@
+/*
+ * What the files of the vector family share: exec_vector.c (whole operands), exec_masked.c (memory
+ * operands of which only some elements are touched), exec_xstate.c (saving and restoring).
+ */
+#ifndef CPU_SOFT_VECTOR_H
+#define CPU_SOFT_VECTOR_H
+
+#include "cpu/soft/fpu.h"
+#include "cpu/soft/mmu.h"
+#include "cpu/soft/stub.h"
+
+#define VECTOR_BYTES_MAX 64u /* the longest ordinary memory operand */
+
+enum vector_class {
+    VECTOR_NONE,  /* not of this family */
+    VECTOR_PLAIN, /* general registers only: no control bit matters */
+    VECTOR_X87,
+    VECTOR_WAIT,  /* FWAIT */
+    VECTOR_MMX,
+    VECTOR_SSE,
+    VECTOR_AVX,
+    VECTOR_AVX512,
+    VECTOR_XSAVE,
+};
+
+/* Use of a class of instructions in the mode of the block (SDM vol. 3A 2.5, 13.1). VECTOR_UD: bind
+ * refuses. VECTOR_NM: in->fn is set to raise #NM. */
+enum vector_gate { VECTOR_OPEN, VECTOR_UD, VECTOR_NM };
+enum vector_gate vector_gate(struct insn *in, const struct insn_decode *d, enum vector_class class);
+
+/* Gives the instruction its code (in->aux) and handler; when the code buffer is full, a handler that
+ * has it emptied and tries again. False: no buffer at all. */
+bool vector_bind_stub(struct insn *in, const struct insn_decode *d, const struct stub *stub,
+                      insn_fn *fn);
+
+/* The same for an instruction that touches its whole memory operand, aligned as in->src says. */
+bool vector_bind_whole(struct insn *in, const struct insn_decode *d, const struct stub *stub,
+                       const ZydisDecodedOperand *memory);
+
+/* Runs the instruction's code at a byte offset of it. The state must be live. */
+static inline void vector_run(struct soft_vcpu *cpu, const struct insn *in, unsigned entry,
+                              void *memory)
+{
+    ((stub_fn *)(uintptr_t)((const uint8_t *)in->aux + entry))(cpu, memory);
+}
+
+/* exec_masked.c */
+bool vector_bind_masked(struct insn *in, const struct insn_decode *d);  /* EVEX {k} with memory */
+bool vector_bind_maskmov(struct insn *in, const struct insn_decode *d); /* V(P)MASKMOV */
+bool vector_bind_maskmovq(struct insn *in, const struct insn_decode *d); /* (V)MASKMOVDQU, MASKMOVQ */
+/* exec_gather.c */
+bool vector_bind_gather(struct insn *in, const struct insn_decode *d);  /* gathers and scatters */
+/* exec_xstate.c, exec_x87env.c */
+bool vector_bind_fxsave(struct insn *in, const struct insn_decode *d);
+bool vector_bind_xsave(struct insn *in, const struct insn_decode *d);
+bool vector_bind_x87env(struct insn *in, const struct insn_decode *d);
+
+#endif
