@@ -556,6 +556,8 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
     struct soft_block *block;
     struct soft_jump *jump;
 
+    if (unlikely(soft_code_full(cpu->code)))
+        cache_recycle_code(cpu);
     if (single)
         return block_make(cpu, linear, true);
     first = soft_fetch_page(cpu, linear);

@@ -266,8 +266,8 @@ bool vector_bind_maskmov(struct insn *in, const struct insn_decode *d)
     struct stub stub = {.len = 0};
     ZydisMnemonic m = d->z->mnemonic;
 
-    if (gate != VECTOR_OPEN)
-        return gate == VECTOR_NM;
+    if (gate != GATE_OPEN)
+        return gate == GATE_NM;
     if (!memory)
         return false;
     shape.write = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
@@ -295,8 +295,8 @@ bool vector_bind_maskmovq(struct insn *in, const struct insn_decode *d)
     struct stub stub = {.len = 0};
     unsigned slot = 0;
 
-    if (gate != VECTOR_OPEN)
-        return gate == VECTOR_NM;
+    if (gate != GATE_OPEN)
+        return gate == GATE_NM;
     in->dst = mmx ? 8 : 16;
     for (unsigned i = 0; i < d->z->operand_count && slot < 2; i++) {
         const ZydisDecodedOperand *op = &d->operand[i];

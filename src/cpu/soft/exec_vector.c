@@ -21,7 +21,7 @@ enum vector_gate vector_gate(struct insn *in, const struct insn_decode *d, enum 
 
     switch (class) {
     case VECTOR_PLAIN:
-        return VECTOR_OPEN;
+        return GATE_OPEN;
     case VECTOR_X87:
         nm = mode & (SOFT_MODE_TS | SOFT_MODE_EM);
         break;
@@ -47,11 +47,11 @@ enum vector_gate vector_gate(struct insn *in, const struct insn_decode *d, enum 
         break;
     }
     if (ud)
-        return VECTOR_UD;
+        return GATE_UD;
     if (!nm)
-        return VECTOR_OPEN;
+        return GATE_OPEN;
     in->fn = vector_raise_nm;
-    return VECTOR_NM;
+    return GATE_NM;
 }
 
 static bool vector_has_register(const struct insn_decode *d, ZydisRegisterClass class)
@@ -375,11 +375,11 @@ static bool vector_bind_rest(struct insn *in, const struct insn_decode *d)
     if (class == VECTOR_NONE)
         return false;
     switch (vector_gate(in, d, class)) {
-    case VECTOR_UD:
+    case GATE_UD:
         return false;
-    case VECTOR_NM:
+    case GATE_NM:
         return true;
-    case VECTOR_OPEN:
+    case GATE_OPEN:
         break;
     }
     if (d->z->meta.category == ZYDIS_CATEGORY_GATHER ||

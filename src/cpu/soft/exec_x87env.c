@@ -141,8 +141,8 @@ bool vector_bind_x87env(struct insn *in, const struct insn_decode *d)
     bool whole = m == ZYDIS_MNEMONIC_FNSAVE || m == ZYDIS_MNEMONIC_FRSTOR;
     enum vector_gate gate = vector_gate(in, d, VECTOR_X87);
 
-    if (gate != VECTOR_OPEN)
-        return gate == VECTOR_NM;
+    if (gate != GATE_OPEN)
+        return gate == GATE_NM;
     in->src = (uint8_t)((store ? X87_STORE : 0) | (whole ? X87_WHOLE : 0));
     in->fn = store ? x87_store : x87_load;
     return true;

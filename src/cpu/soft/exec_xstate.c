@@ -311,8 +311,8 @@ bool vector_bind_fxsave(struct insn *in, const struct insn_decode *d)
     enum vector_gate gate = vector_gate(in, d, VECTOR_X87);
 
     in->src = m == ZYDIS_MNEMONIC_FXSAVE64 || m == ZYDIS_MNEMONIC_FXRSTOR64;
-    if (gate != VECTOR_OPEN)
-        return gate == VECTOR_NM;
+    if (gate != GATE_OPEN)
+        return gate == GATE_NM;
     in->fn = save ? xstate_fxsave : xstate_fxrstor;
     return true;
 }
@@ -321,8 +321,8 @@ bool vector_bind_xsave(struct insn *in, const struct insn_decode *d)
 {
     enum vector_gate gate = vector_gate(in, d, VECTOR_XSAVE);
 
-    if (gate != VECTOR_OPEN)
-        return gate == VECTOR_NM;
+    if (gate != GATE_OPEN)
+        return gate == GATE_NM;
     in->fn = xstate_xsave;
     in->src = 0;
     switch (d->z->mnemonic) {

@@ -23,9 +23,9 @@ enum vector_class {
     VECTOR_XSAVE,
 };
 
-/* Use of a class of instructions in the mode of the block (SDM vol. 3A 2.5, 13.1). VECTOR_UD: bind
- * refuses. VECTOR_NM: in->fn is set to raise #NM. */
-enum vector_gate { VECTOR_OPEN, VECTOR_UD, VECTOR_NM };
+/* Use of a class of instructions in the mode of the block (SDM vol. 3A 2.5, 13.1). GATE_UD: bind
+ * refuses. GATE_NM: in->fn is set to raise #NM. */
+enum vector_gate { GATE_OPEN, GATE_UD, GATE_NM };
 enum vector_gate vector_gate(struct insn *in, const struct insn_decode *d, enum vector_class class);
 
 /* Gives the instruction its code (in->aux) and handler; when the code buffer is full, a handler that
