@@ -124,29 +124,47 @@ static void kvm_msr_refused(struct kvm_vcpu *vcpu, const struct kvm_msr_entry *e
                   (unsigned long long)entry->data);
 }
 
+/* The entries to write: what is 0 and shall be 0 is left alone, so that no MSR is touched, nor
+ * complained about in the host's log, that neither the guest nor this CPU model uses. */
+static unsigned kvm_msrs_fill(union kvm_msr_batch *batch, struct cpu_state *now,
+                              struct cpu_state *wanted)
+{
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(kvm_msr_places); i++) {
+        uint64_t value = *kvm_msr_field(wanted, &kvm_msr_places[i]);
+
+        if (value || *kvm_msr_field(now, &kvm_msr_places[i]))
+            batch->msrs.entries[count++] =
+                (struct kvm_msr_entry){.index = kvm_msr_places[i].msr, .data = value};
+    }
+    return count;
+}
+
 static int kvm_msrs_set(struct kvm_vcpu *vcpu, const struct cpu_state *state)
 {
-    unsigned count = ARRAY_SIZE(kvm_msr_places);
-    struct cpu_state *values = (struct cpu_state *)(uintptr_t)state; /* only read */
+    struct cpu_state now, wanted = *state;
     union kvm_msr_batch batch = {.room = {0}};
+    unsigned count;
+    int done = kvm_msrs_get(vcpu, &now);
 
-    for (unsigned first = 0; first < count;) {
-        int done;
-
-        batch.msrs.nmsrs = count - first;
-        for (unsigned i = first; i < count; i++)
-            batch.msrs.entries[i - first] = (struct kvm_msr_entry){
-                .index = kvm_msr_places[i].msr,
-                .data = *kvm_msr_field(values, &kvm_msr_places[i]),
-            };
+    if (done < 0)
+        return done;
+    count = kvm_msrs_fill(&batch, &now, &wanted);
+    for (;;) {
+        batch.msrs.nmsrs = count;
         done = ioctl(vcpu->fd, KVM_SET_MSRS, &batch);
         if (done < 0)
             return -errno;
-        if (first + (unsigned)done < count)
-            kvm_msr_refused(vcpu, &batch.msrs.entries[done]);
-        first += (unsigned)done + 1;
+        if ((unsigned)done >= count)
+            return 0;
+        kvm_msr_refused(vcpu, &batch.msrs.entries[done]);
+        count -= (unsigned)done + 1;
+        memmove(batch.msrs.entries, batch.msrs.entries + done + 1,
+                count * sizeof(batch.msrs.entries[0]));
+        if (count == 0)
+            return 0;
     }
-    return 0;
 }
 
 int kvm_apic_base_set(struct kvm_vcpu *vcpu, uint64_t base)
