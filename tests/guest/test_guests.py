@@ -49,18 +49,20 @@ def qemu_command(guest, opts, disk):
     command = ["qemu-system-x86_64", "-accel", "tcg", "-M", "q35", "-cpu", "max", "-display", "none",
                "-smp", opts.get("cpus", "1"), "-m", opts.get("memory", "64M"), "-kernel", guest,
                "-append", "tcg " + opts.get("append", "").replace(",", " "), "-serial", "stdio", "-monitor",
-               "none", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4", "-device",
+               "none", "-device", "isa-debug-exit,iobase=0xf4", "-device",
                "virtio-rng-pci,disable-legacy=on"]
     if disk:
         command += ["-drive", f"file={disk},format=raw,if=none,id=d", "-device",
                     "virtio-blk-pci,drive=d,disable-legacy=on"]
-    return command
+    return command if opts.get("reboot") else command + ["-no-reboot"]
 
 
 def lodge_command(engine, guest, opts, disk):
     command = [LODGE, "run", "--engine", engine, "--cpus", opts.get("cpus", "1"), "--memory",
                opts.get("memory", "64M"), "--kernel", guest, "--debug-exit", "--serial", "stdio",
-               "--net", "none", "--no-reboot"]
+               "--net", "none"]
+    if not opts.get("reboot"):
+        command += ["--no-reboot"]
     if opts.get("append"):
         command += ["--append", opts["append"].replace(",", " ")]
     if disk:

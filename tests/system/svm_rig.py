@@ -18,7 +18,7 @@ import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("LODGE_BUILD", ROOT / "build"))
-KERNELS = pathlib.Path(os.environ.get("LODGE_KERNELS", BUILD / "cache" / "kernels"))
+KERNELS = BUILD / "guest" / "kernels"
 # In the order they are loaded; inside the modules directory.
 MODULES = ["kernel/virt/lib/irqbypass.ko", "kernel/arch/x86/kvm/kvm.ko", "kernel/arch/x86/kvm/kvm-amd.ko"]
 TIME_OVER = 124  # status of a command that ran out of time

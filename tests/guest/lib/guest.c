@@ -253,6 +253,8 @@ _Noreturn void guest_start(uint64_t info)
     __asm__ volatile("lidt %0\n ltr %w1" ::"m"(idtr), "r"(SEL_TSS));
     if (multiboot[0] & 4)
         guest_command_line = (const char *)(uintptr_t)multiboot[4];
+    outb(0x21, 0xff); /* firmware may have left the timer running: no interrupts unless a test asks */
+    outb(0xa1, 0xff);
     outb(COM1 + 1, 0);
     outb(COM1 + 3, 3);
     status = main();
