@@ -2,14 +2,17 @@
 look at what each of them said."""
 import json
 import pathlib
+import sys
 
 import pytest
 
 import svm_rig
 from conftest import BUILD, CACHE, LODGE
 
-GUEST_FOLDER = pathlib.Path(__file__).parents[1] / "guest"
-PASS = 33
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "guest"))
+import test_guests  # noqa: E402  the guests' settings and how they are judged
+
+GUESTS = {name: test_guests.settings(name) for name in test_guests.GUESTS}
 INNER_SCRIPT = """
 echo "INNER UP cpus=$(grep -c ^processor /proc/cpuinfo) clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 echo "DISK $(sha256sum /dev/vda | cut -d' ' -f1)"
@@ -17,13 +20,6 @@ dmesg | grep -E 'BUG:|WARNING:|Oops|soft lockup'
 """
 INNER_MODULES = ["virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
                  "virtio_blk"]
-
-
-def guest_settings():
-    import sys
-    sys.path.insert(0, str(GUEST_FOLDER))
-    import test_guests
-    return {name: test_guests.settings(name) for name in test_guests.GUESTS}
 
 
 def guest_command(name, opts):
@@ -42,7 +38,6 @@ def kernel_command(cpus):
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory, initramfs):
     """{label: (status, output)} of everything that was run in the machine."""
-    import test_guests
     work = tmp_path_factory.mktemp("svm")
     machine = svm_rig.SvmRig(work, kernels=CACHE / "kernels")
     machine.add_program(LODGE, "bin/lodge")
@@ -64,9 +59,6 @@ def rig(tmp_path_factory, initramfs):
     return dict(zip(commands, machine.run(list(commands.values()), limit=90)))
 
 
-GUESTS = guest_settings()
-
-
 @pytest.mark.timeout(320)
 def test_doctor_finds_kvm(rig):
     status, output = rig["doctor"]
@@ -78,11 +70,7 @@ def test_doctor_finds_kvm(rig):
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_guest(rig, name):
-    status, output = rig[name]
-    if GUESTS[name].get("expect") == "reset":
-        assert status == 0 and "READY TO RESET" in output and "FAIL" not in output, output
-    else:
-        assert status == PASS and "PASS: " in output, f"status {status}\n{output}"
+    test_guests.judge(GUESTS[name], *rig[name])
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
