@@ -32,6 +32,15 @@ static bool event_sets_rf(const struct soft_event *event)
            event->vector != VECTOR_DF && event->vector != VECTOR_MC;
 }
 
+/* Intel: set unless software asked (SDM vol. 3A 6.13); AMD: for sources outside the processor only
+ * (APM vol. 2 8.4.1). */
+static unsigned event_ext(const struct soft_vcpu *cpu, const struct soft_event *event)
+{
+    if (event->type == SOFT_EVENT_EXTERNAL || event->type == SOFT_EVENT_NMI)
+        return 1;
+    return !event_is_software(event) && !soft_is_amd(cpu);
+}
+
 static void event_begin(struct soft_vcpu *cpu, struct event_delivery *dl,
                         const struct soft_event *event)
 {
@@ -39,7 +48,7 @@ static void event_begin(struct soft_vcpu *cpu, struct event_delivery *dl,
 
     dl->event = event;
     dl->software = event_is_software(event);
-    dl->ext = !dl->software;
+    dl->ext = event_ext(cpu, event);
     dl->rip = after ? cpu->next_rip : cpu->s.rip;
     dl->rflags = cpu->s.rflags;
     if (event_sets_rf(event))
