@@ -148,6 +148,26 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
     free(cpu);
 }
 
+/*
+ * Sets the guest's TSC, in step with the machine's other vCPUs: values given to them one after the
+ * other, less than a second apart from what the TSC reads there by now, mean one and the same clock.
+ */
+static void soft_tsc_set(struct soft_vcpu *cpu, uint64_t tsc)
+{
+    int64_t second = (int64_t)cpu->base.vm->model->tsc_khz * 1000;
+    int64_t want = cpu->tsc_offset + (int64_t)(tsc - soft_tsc(cpu));
+    int64_t shared = atomic_load(&cpu->soft_vm->tsc_offset);
+
+    for (;;) {
+        if (want - shared < second && shared - want < second) {
+            cpu->tsc_offset = shared;
+            return;
+        }
+        if (atomic_compare_exchange_weak(&cpu->soft_vm->tsc_offset, &shared, want))
+            shared = want;
+    }
+}
+
 static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, struct error *err)
 {
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
@@ -171,8 +191,7 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
     cpu_state_reset(&cpu->s, index == 0);
     if (index != 0)
         cpu->s.activity = CPU_WAIT_SIPI;
-    cpu->tsc_offset = 0;
-    cpu->tsc_offset = -(int64_t)soft_tsc(cpu);
+    soft_tsc_set(cpu, 0);
     soft_mode_update(cpu);
     atomic_store(&vm->vcpu[index], cpu);
     *out = &cpu->base;
@@ -233,7 +252,7 @@ static int soft_state_set(struct vcpu *vcpu, const struct cpu_state *state)
     cpu->s.rflags |= RFLAGS_ONE;
     cpu->next_rip = state->rip;
     cpu->delivering = false;
-    cpu->tsc_offset += (int64_t)(state->tsc - soft_tsc(cpu));
+    soft_tsc_set(cpu, state->tsc);
     soft_tlb_flush(cpu);
     soft_mode_update(cpu);
     return 0;

@@ -14,6 +14,7 @@ struct soft_vm {
     struct soft_vcpu *_Atomic vcpu[SOFT_VCPUS_MAX]; /* borrowed; by index */
     _Atomic uint32_t exclusive;                  /* index + 1 of the vCPU that runs alone, or 0 */
     uint32_t host_tsc_khz;
+    _Atomic int64_t tsc_offset;                  /* the vCPUs' common one (soft_tsc_set) */
     /* Who binds a mnemonic: the families' tables, the first family that lists it. Set at creation. */
     const struct insn_binding *binding[ZYDIS_MNEMONIC_MAX_VALUE + 1];
 };
