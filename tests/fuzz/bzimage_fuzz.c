@@ -8,17 +8,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     const uint32_t magic = 0x53726448;
-    uint8_t *image = malloc(size ? size : 1);
+    size_t total = size < 0x290 - 0x1f1 ? 0x290 : 0x1f1 + size;
+    uint8_t *image = calloc(1, total);
     struct fixture f;
 
-    /* The signatures are given, so that every input gets past them. */
-    memcpy(image, data, size);
-    if (size >= 0x290) {
-        image[0x1fe] = 0x55;
-        image[0x1ff] = 0xaa;
-        memcpy(image + 0x202, &magic, sizeof(magic));
-    }
-    fixture_init(&f, image, size);
+    /* The input is the set-up header and what follows; its signatures are given. */
+    memcpy(image + 0x1f1, data, size);
+    image[0x1fe] = 0x55;
+    image[0x1ff] = 0xaa;
+    memcpy(image + 0x202, &magic, sizeof(magic));
+    fixture_init(&f, image, total);
     f.images.modules[0] = (struct boot_file){"module", data, size};
     f.images.module_count = 1;
     if (linux_matches(&f.images.kernel) &&
