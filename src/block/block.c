@@ -123,9 +123,9 @@ int block_open(const struct block_options *options, struct block **out, struct e
         return ret;
     ret = image_lock(fd, options, err);
     if (!ret)
-        ret = image_size(fd, options->path, &size, err);
-    if (!ret)
         ret = image_format_check(fd, options, err);
+    if (!ret)
+        ret = image_size(fd, options->path, &size, err);
     if (ret)
         goto err_close;
     ret = image_attach(fd, out);
