@@ -63,8 +63,7 @@ def lodge_command(engine, guest, opts, disk):
                "--net", "none"]
     if not opts.get("reboot"):
         command += ["--no-reboot"]
-    if opts.get("append"):
-        command += ["--append", opts["append"].replace(",", " ")]
+    command += ["--append", f"{engine} " + opts.get("append", "").replace(",", " ")]
     if disk:
         command += ["--disk", f"{disk},format=raw"]
     return command

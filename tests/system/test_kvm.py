@@ -18,12 +18,12 @@ echo "INNER UP cpus=$(grep -c ^processor /proc/cpuinfo) clock=$(cat /sys/devices
 echo "DISK $(sha256sum /dev/vda | cut -d' ' -f1)"
 dmesg | grep -E 'BUG:|WARNING:|Oops|soft lockup'
 """
-INNER_MODULES = ["virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
+INNER_MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
                  "virtio_blk"]
 
 
 def guest_command(name, opts):
-    append = " ".join(["tcg"] + [word for word in opts.get("append", "").split(",") if word])
+    append = " ".join(["kvm", "tcg"] + [word for word in opts.get("append", "").split(",") if word])
     disk = f" --disk /guests/{name}.img,format=raw" if "disk" in opts else ""
     return (f"lodge run --engine kvm --kernel /guests/{name}.elf --append '{append}' --debug-exit "
             f"--serial stdio --memory {opts.get('memory', '64M')} --cpus {opts.get('cpus', '1')} "

@@ -22,10 +22,22 @@ static struct soft_vcpu *soft_of(struct vcpu *vcpu)
     return container_of(vcpu, struct soft_vcpu, base);
 }
 
+static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+{
+    if (!__get_cpuid_count(leaf, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]))
+        regs[0] = regs[1] = regs[2] = regs[3] = 0;
+}
+
 static void soft_probe(struct engine_probe *probe)
 {
     struct selftest_result result;
+    uint32_t leaf1[4];
 
+    host_cpuid(1, 0, leaf1);
+    if (!(leaf1[2] & 1u << 27)) { /* OSXSAVE: fpu.c switches vector state with it */
+        snprintf(probe->reason, sizeof(probe->reason), "this processor or kernel has no XSAVE");
+        return;
+    }
     selftest_run(&soft_engine, &result);
     probe->usable = result.passed;
     if (result.passed)
@@ -59,12 +71,6 @@ static const struct cpuid_support soft_offers = {
     .xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512,
     .kvm_clock = true,
 };
-
-static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
-{
-    if (!__get_cpuid_count(leaf, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]))
-        regs[0] = regs[1] = regs[2] = regs[3] = 0;
-}
 
 static void soft_cpuid_support(struct cpuid_support *support)
 {
