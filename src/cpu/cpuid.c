@@ -65,6 +65,7 @@
 #define X21A_LFENCE_SERIALIZES BIT(2)
 #define X21A_NULL_CLEARS_BASE  BIT(6)
 #define X21A_NO_SMM_CTL        BIT(9)
+#define X21C_TSA_NO            (BIT(1) | BIT(2))
 
 #define KVM_FEATURE_NOP_IO_DELAY     BIT(1)
 #define KVM_FEATURE_CLOCKSOURCE2     BIT(3)
@@ -72,7 +73,7 @@
 
 /* One answer for each feature register, from the host, a named model or a mask. */
 struct cpuid_features {
-    uint32_t l1c, l1d, l7b, l7c, l7d, l7_1a, ld_1a, x1c, x1d, x7d, x8b, x21a;
+    uint32_t l1c, l1d, l7b, l7c, l7d, l7_1a, ld_1a, x1c, x1d, x7d, x8b, x21a, x21c;
     uint64_t xcr0;
 };
 
@@ -111,6 +112,7 @@ static const struct cpuid_features cpuid_optional = {
     .x1d = ~0u,
     .x7d = ~0u,
     .x21a = ~0u,
+    .x21c = ~0u,
 };
 
 static const char *const cpuid_names[] = {
@@ -191,7 +193,9 @@ static void cpuid_host_read(struct cpuid_host *h)
     h->has.x1d = h->ext1.edx;
     h->has.x7d = cpuid_read_limited(last_ext, 0x80000007, 0).edx;
     h->has.x8b = h->ext8.ebx;
-    h->has.x21a = cpuid_read_limited(last_ext, 0x80000021, 0).eax;
+    r = cpuid_read_limited(last_ext, 0x80000021, 0);
+    h->has.x21a = r.eax;
+    h->has.x21c = r.ecx;
 }
 
 /*
@@ -221,6 +225,7 @@ static void cpuid_mask(struct cpuid_features *f, const struct cpuid_features *m)
     f->x7d &= m->x7d;
     f->x8b &= m->x8b;
     f->x21a &= m->x21a;
+    f->x21c &= m->x21c;
     f->xcr0 &= m->xcr0;
 }
 
@@ -238,6 +243,7 @@ static void cpuid_merge(struct cpuid_features *f, const struct cpuid_features *m
     f->x7d |= m->x7d;
     f->x8b |= m->x8b;
     f->x21a |= m->x21a;
+    f->x21c |= m->x21c;
     f->xcr0 |= m->xcr0;
 }
 
@@ -257,6 +263,7 @@ static struct cpuid_features cpuid_support_features(const struct cpuid_support *
         .x7d = s->ext7_edx,
         .x8b = s->ext8_ebx,
         .x21a = X21A_LFENCE_SERIALIZES | X21A_NULL_CLEARS_BASE | X21A_NO_SMM_CTL,
+        .x21c = X21C_TSA_NO,
         .xcr0 = s->xcr0,
     };
 }
@@ -316,6 +323,17 @@ static void cpuid_add_topology(struct cpuid_build *b)
         b->has.x1c |= X1C_TOPOEXT;
 }
 
+static void cpuid_add_immunities(struct cpuid_build *b)
+{
+    if (b->host.intel)
+        b->has.l7d |= b->support->immune.leaf7_edx;
+    if (!b->host.amd)
+        return;
+    b->has.x8b |= b->support->immune.ext8_ebx;
+    b->has.x21a |= b->support->immune.ext21_eax;
+    b->has.x21c |= b->support->immune.ext21_ecx;
+}
+
 static void cpuid_finish_features(struct cpuid_build *b)
 {
     cpuid_drop_absent(&b->has);
@@ -327,7 +345,9 @@ static void cpuid_finish_features(struct cpuid_build *b)
         b->has.x21a |= X21A_NULL_CLEARS_BASE; /* engines do, see soft/segment.c */
     } else {
         b->has.x21a = 0;
+        b->has.x21c = 0;
     }
+    cpuid_add_immunities(b);
 }
 
 static void cpuid_put(struct cpuid_build *b, uint32_t leaf, struct cpuid_regs regs)
@@ -495,7 +515,7 @@ static void cpuid_put_amd(struct cpuid_build *b)
 {
     cpuid_put_caches(b, 0x8000001d);
     cpuid_put(b, 0x8000001e, (struct cpuid_regs){0}); /* EAX, EBX: the vCPU's, by the engine */
-    cpuid_put(b, 0x80000021, (struct cpuid_regs){b->has.x21a, 0, 0, 0});
+    cpuid_put(b, 0x80000021, (struct cpuid_regs){b->has.x21a, 0, b->has.x21c, 0});
 }
 
 static void cpuid_put_extended(struct cpuid_build *b)

@@ -48,6 +48,13 @@ struct cpuid_support {
     uint32_t ext7_edx;           /* 0x80000007 */
     uint32_t ext8_ebx;           /* 0x80000008 */
     uint64_t xcr0;
+    /* Immunities to side channels that the engine answers for, whatever the host: its guests'
+     * branches and loads are not the host's, so that work-arounds in a guest would only cost. */
+    struct {
+        uint32_t leaf7_edx;              /* shown on Intel: the IA32_ARCH_CAPABILITIES way */
+        uint32_t ext8_ebx;               /* shown on AMD: 0x80000008 EBX */
+        uint32_t ext21_eax, ext21_ecx;   /* and 0x80000021 */
+    } immune;
     bool kvm_clock;              /* leaf 0x40000000: KVM signature with the paravirtual clock */
 };
 

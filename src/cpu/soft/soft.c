@@ -69,6 +69,13 @@ static const struct cpuid_support soft_offers = {
     .ext7_edx = 1u << 8, /* invariant TSC */
     .ext8_ebx = 0,
     .xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512,
+    .immune =
+        {
+            .leaf7_edx = 1u << 26 | 1u << 29, /* SPEC_CTRL, ARCH_CAPABILITIES (msr.c) */
+            .ext8_ebx = 1u << 26,             /* SSB_NO */
+            .ext21_eax = 1u << 8 | 1u << 29,  /* automatic IBRS, SRSO_NO */
+            .ext21_ecx = 1u << 1 | 1u << 2,   /* TSA_SQ_NO, TSA_L1_NO */
+        },
     .kvm_clock = true,
 };
 
