@@ -35,7 +35,6 @@ struct vm_runner {
     struct vcpus *vcpus;
     struct vm_pending pending;
     unsigned stop_signals; /* how often the operator asked to end it */
-    struct log_limit resets;
     int exit_code;
     int result; /* of vm_run() */
 };
@@ -94,7 +93,7 @@ static void vm_serve_reset(struct vm_runner *runner, const char *reason)
         vm_end(runner, 0);
         return;
     }
-    log_write_limited(&runner->resets, "the guest reset (%s)", why);
+    log_info("the guest reset (%s)", why);
     vcpus_pause(runner->vcpus);
     pthread_mutex_lock(&runner->pending.lock);
     runner->pending.valid = false; /* what was asked before the reset is void */
