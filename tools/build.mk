@@ -43,6 +43,16 @@ $(BIN)/unit/%: $(OBJ)/tests/unit/%.o $(OBJ)/libunit.a $(OBJ)/liblodge.a
 	$(if $(Q),@echo "  LINK  $@")
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
 
+# The differential instruction test against the host CPU.
+INSN_OBJECTS := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard tests/insn/*.c)))
+
+$(OBJ)/tests/insn/%.o: ALL_CFLAGS += -I.
+
+$(BIN)/insn-diff: $(INSN_OBJECTS) $(OBJ)/liblodge.a
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  LINK  $@")
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
+
 .PHONY: unit
 unit: $(UNIT_PROGRAMS)
 

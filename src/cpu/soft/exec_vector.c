@@ -166,11 +166,12 @@ static inline gva_t vector_address(struct soft_vcpu *cpu, const struct insn *in,
 
 static void vector_load_bounced(struct soft_vcpu *cpu, const struct insn *in, gva_t gva)
 {
-    uint8_t bounce[VECTOR_BYTES_MAX] __attribute__((aligned(64)));
+    uint8_t bounce[2 * VECTOR_BYTES_MAX] __attribute__((aligned(64)));
+    uint8_t *p = bounce + gva % VECTOR_BYTES_MAX; /* as aligned as the guest's */
 
-    soft_load_bytes(cpu, in->seg, gva, bounce, in->dst);
+    soft_load_bytes(cpu, in->seg, gva, p, in->dst);
     soft_fpu_use(cpu);
-    vector_run(cpu, in, 0, bounce);
+    vector_run(cpu, in, 0, p);
 }
 
 static void vector_load(struct soft_vcpu *cpu, const struct insn *in)
@@ -345,7 +346,11 @@ static uint8_t vector_alignment(const struct insn_decode *d, unsigned size)
     case ZYDIS_MNEMONIC_VMOVNTDQA:
         return (uint8_t)(size - 1);
     default:
-        return d->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 ? 15 : 0;
+        /* SHA differs between vendors: left to the host, whose #GP comes back through trap.c. */
+        return d->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && size == 16 &&
+                       d->z->meta.isa_set != ZYDIS_ISA_SET_SHA
+                   ? 15
+                   : 0;
     }
 }
 

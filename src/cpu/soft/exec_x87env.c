@@ -29,19 +29,20 @@ static bool x87_real(const struct soft_vcpu *cpu)
 static void x87_put_pointers(const struct soft_vcpu *cpu, struct x87_image *image)
 {
     const struct soft_x87 *x = &cpu->x87;
+    uint32_t fop = soft_fpu_fop(cpu, (uint16_t)(image->fcs_fop >> 16));
     uint32_t ip = (uint32_t)x->fip, dp = (uint32_t)x->fdp;
 
     if (x87_real(cpu)) {
         ip += (uint32_t)x->fcs << 4;
         dp += (uint32_t)x->fds << 4;
         image->fip = (image->fip & 0xffff0000u) | (ip & 0xffffu);
-        image->fcs_fop = (ip >> 16) << 12 | (x->fop & 0x7ffu);
+        image->fcs_fop = (ip >> 16) << 12 | fop;
         image->fdp = (image->fdp & 0xffff0000u) | (dp & 0xffffu);
         image->fds = (dp >> 16) << 12;
         return;
     }
     image->fip = ip;
-    image->fcs_fop = x->fcs | (uint32_t)(x->fop & 0x7ffu) << 16;
+    image->fcs_fop = x->fcs | fop << 16;
     image->fdp = dp;
     image->fds = (image->fds & 0xffff0000u) | x->fds;
 }

@@ -45,7 +45,7 @@ static const uint16_t xstate_size[XSTATE_COUNT] = {[2] = 256, [5] = 64, [6] = 51
 
 static void xstate_put_pointers(const struct soft_vcpu *cpu, struct xstate_area *area, bool wide)
 {
-    area->fop = cpu->x87.fop;
+    area->fop = soft_fpu_fop(cpu, area->fop);
     area->fip = (uint32_t)cpu->x87.fip;
     area->fdp = (uint32_t)cpu->x87.fdp;
     area->fip_high = wide ? (uint32_t)(cpu->x87.fip >> 32) : cpu->x87.fcs;

@@ -75,7 +75,7 @@ void soft_fpu_save(struct soft_vcpu *cpu)
     __asm__ volatile("xsave64 %0" : "+m"(cpu->s.xsave) : "a"(FPU_STATES), "d"(0) : "memory");
     image->fip = cpu->x87.fip;
     image->fdp = cpu->x87.fdp;
-    image->fop = cpu->x87.fop;
+    image->fop = soft_fpu_fop(cpu, image->fop);
     __asm__ volatile("fninit\n\tldmxcsr %0" : : "m"(mxcsr));
     /* The state is saved: dirty upper halves would only slow the host's SSE code down. */
     if (image->xstate_bv & XCR0_AVX)

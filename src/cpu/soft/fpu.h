@@ -28,6 +28,14 @@ static inline void soft_fpu_park(struct soft_vcpu *cpu)
 /* XCR0 bits of the host that fit CPU_XSAVE_SIZE in standard format. */
 uint64_t soft_fpu_host_xcr0(void);
 
+/* The guest's last x87 opcode, given what the host recorded: it does so only for instructions that raise
+ * an unmasked exception (SDM vol. 1 8.1.9.1), and knows the stub's ModRM, not the guest's. */
+static inline uint16_t soft_fpu_fop(const struct soft_vcpu *cpu, uint16_t host)
+{
+    host &= 0x7ffu;
+    return host && ((host ^ cpu->x87.fop) & 0x738u) == 0 ? cpu->x87.fop : host;
+}
+
 /* MXCSR bits that may be set on this host. */
 uint32_t soft_fpu_mxcsr_mask(void);
 

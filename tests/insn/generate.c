@@ -1,0 +1,386 @@
+#include <string.h>
+
+#include "x86/arch.h"
+
+#include "tests/insn/diff.h"
+
+const char *const diff_family_names[DIFF_FAMILIES] = {
+    [DIFF_INTEGER] = "integer", [DIFF_X87] = "x87", [DIFF_MMX] = "mmx",
+    [DIFF_SSE] = "sse",         [DIFF_AVX] = "avx", [DIFF_AVX512] = "avx512",
+};
+
+#define GENERATE_TRIES 400u
+
+uint64_t diff_random(struct diff_random *r)
+{
+    uint64_t z = r->state += 0x9e3779b97f4a7c15ull;
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+static unsigned generate_below(struct diff_random *r, unsigned n)
+{
+    return (unsigned)(diff_random(r) >> 32) % n;
+}
+
+void diff_memory_fill(uint8_t *data, uint32_t size, uint64_t seed)
+{
+    struct diff_random r = {seed};
+    uint64_t pool[64];
+
+    for (unsigned i = 0; i < 64; i++)
+        pool[i] = diff_random(&r);
+    for (uint32_t i = 0; i < size; i += 8) {
+        uint64_t value = pool[(i >> 3) & 63] + i;
+
+        memcpy(data + i, &value, 8);
+    }
+}
+
+/* ---- what may run ---- */
+
+static bool generate_isa_vector(ZydisISASet set)
+{
+    switch (set) {
+    case ZYDIS_ISA_SET_AVX: case ZYDIS_ISA_SET_AVX2: case ZYDIS_ISA_SET_AVX2GATHER:
+    case ZYDIS_ISA_SET_AVXAES: case ZYDIS_ISA_SET_AVX_GFNI: case ZYDIS_ISA_SET_F16C:
+    case ZYDIS_ISA_SET_FMA: case ZYDIS_ISA_SET_VAES: case ZYDIS_ISA_SET_VPCLMULQDQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static int generate_legacy_family(const ZydisDecodedInstruction *z)
+{
+    switch (z->meta.isa_set) {
+    case ZYDIS_ISA_SET_I86: case ZYDIS_ISA_SET_I186: case ZYDIS_ISA_SET_I386:
+    case ZYDIS_ISA_SET_I486: case ZYDIS_ISA_SET_I486REAL: case ZYDIS_ISA_SET_PENTIUMREAL:
+    case ZYDIS_ISA_SET_PPRO: case ZYDIS_ISA_SET_CMOV: case ZYDIS_ISA_SET_LONGMODE:
+    case ZYDIS_ISA_SET_CMPXCHG16B: case ZYDIS_ISA_SET_LAHF: case ZYDIS_ISA_SET_FAT_NOP:
+    case ZYDIS_ISA_SET_LZCNT: case ZYDIS_ISA_SET_POPCNT: case ZYDIS_ISA_SET_ADOX_ADCX:
+    case ZYDIS_ISA_SET_MOVBE: case ZYDIS_ISA_SET_BMI1: case ZYDIS_ISA_SET_BMI2:
+        return DIFF_INTEGER;
+    case ZYDIS_ISA_SET_X87: case ZYDIS_ISA_SET_FCMOV: case ZYDIS_ISA_SET_SSE3X87:
+        return DIFF_X87;
+    case ZYDIS_ISA_SET_PENTIUMMMX: case ZYDIS_ISA_SET_SSE2MMX: case ZYDIS_ISA_SET_SSSE3MMX:
+        return DIFF_MMX;
+    case ZYDIS_ISA_SET_SSE: case ZYDIS_ISA_SET_SSE2: case ZYDIS_ISA_SET_SSE3:
+    case ZYDIS_ISA_SET_SSSE3: case ZYDIS_ISA_SET_SSE4: case ZYDIS_ISA_SET_SSE42:
+    case ZYDIS_ISA_SET_SSE4A: case ZYDIS_ISA_SET_AES: case ZYDIS_ISA_SET_PCLMULQDQ:
+    case ZYDIS_ISA_SET_SHA: case ZYDIS_ISA_SET_GFNI: case ZYDIS_ISA_SET_SSEMXCSR:
+        return DIFF_SSE;
+    default:
+        return -1;
+    }
+}
+
+static int generate_family(const ZydisDecodedInstruction *z)
+{
+    if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+        return DIFF_AVX512;
+    if (z->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+        if (z->meta.category == ZYDIS_CATEGORY_KMASK)
+            return DIFF_AVX512;
+        if (generate_isa_vector(z->meta.isa_set))
+            return DIFF_AVX;
+        return z->meta.isa_set == ZYDIS_ISA_SET_BMI1 || z->meta.isa_set == ZYDIS_ISA_SET_BMI2
+                   ? DIFF_INTEGER : -1;
+    }
+    return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? generate_legacy_family(z) : -1;
+}
+
+/* What would leave the stream, depend on the kernel, or differ from run to run. */
+static bool generate_denied(const ZydisDecodedInstruction *z)
+{
+    if (z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_SEGMENT))
+        return true;
+    switch (z->meta.category) {
+    case ZYDIS_CATEGORY_INTERRUPT: case ZYDIS_CATEGORY_IO: case ZYDIS_CATEGORY_IOSTRINGOP:
+    case ZYDIS_CATEGORY_SYSCALL: case ZYDIS_CATEGORY_SYSRET: case ZYDIS_CATEGORY_SYSTEM:
+    case ZYDIS_CATEGORY_RET: case ZYDIS_CATEGORY_SEGOP:
+        return true;
+    default:
+        break;
+    }
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_POPF: case ZYDIS_MNEMONIC_POPFD: case ZYDIS_MNEMONIC_POPFQ:
+    case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_LAR: case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_VERR: case ZYDIS_MNEMONIC_VERW: case ZYDIS_MNEMONIC_XLAT:
+    case ZYDIS_MNEMONIC_RDPMC: case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* A branch is only good with a displacement to patch, and at its natural size. */
+static bool generate_branch_good(const ZydisDecodedInstruction *z)
+{
+    if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
+        return true;
+    return z->raw.imm[0].is_relative && z->operand_width != 16 &&
+           !(z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
+}
+
+/* Pointers are in RBX, RBP, RSI, RDI, R13, R14 (see generate_state); R12 and RCX are small. */
+static bool generate_operand_good(const ZydisDecodedOperand *op)
+{
+    ZydisRegister base = op->mem.base, index = op->mem.index;
+
+    if (op->type == ZYDIS_OPERAND_TYPE_REGISTER)
+        return ZydisRegisterGetClass(op->reg.value) != ZYDIS_REGCLASS_SEGMENT ||
+               op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
+    if (op->type == ZYDIS_OPERAND_TYPE_POINTER)
+        return false;
+    if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.type == ZYDIS_MEMOP_TYPE_AGEN ||
+        op->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+        return true;
+    if (base != ZYDIS_REGISTER_RBX && base != ZYDIS_REGISTER_RBP && base != ZYDIS_REGISTER_RSI &&
+        base != ZYDIS_REGISTER_RDI && base != ZYDIS_REGISTER_R13 && base != ZYDIS_REGISTER_R14)
+        return false;
+    if (op->mem.disp.value < -8192 || op->mem.disp.value > 8192)
+        return false;
+    return op->mem.type == ZYDIS_MEMOP_TYPE_VSIB || index == ZYDIS_REGISTER_NONE ||
+           index == ZYDIS_REGISTER_R12 || index == ZYDIS_REGISTER_RCX;
+}
+
+/* ---- bytes ---- */
+
+static unsigned generate_prefix(uint8_t *b, struct diff_random *r, bool vector)
+{
+    static const uint8_t prefixes[] = {0x66, 0xf2, 0xf3, 0xf0};
+    unsigned n = 0;
+
+    if (generate_below(r, vector ? 3 : 2) != 0 || vector)
+        if (generate_below(r, 4) != 0)
+            b[n++] = prefixes[generate_below(r, vector ? 3 : 4)];
+    if (generate_below(r, 2))
+        b[n++] = (uint8_t)(0x40 | generate_below(r, 16));
+    return n;
+}
+
+static unsigned generate_vex(uint8_t *b, struct diff_random *r)
+{
+    unsigned n = 0;
+    uint64_t bits = diff_random(r);
+
+    if (generate_below(r, 3) == 0) {
+        b[n++] = 0xc5;
+        b[n++] = (uint8_t)bits;
+    } else {
+        b[n++] = 0xc4;
+        b[n++] = (uint8_t)((bits & 0xe0) | (1 + generate_below(r, 3)));
+        b[n++] = (uint8_t)(bits >> 8);
+    }
+    if (bits >> 40 & 1) /* many instructions want vvvv 1111 */
+        b[n - 1] |= 0x78;
+    return n;
+}
+
+static unsigned generate_evex(uint8_t *b, struct diff_random *r)
+{
+    uint64_t bits = diff_random(r);
+
+    b[0] = 0x62;
+    b[1] = (uint8_t)((bits & 0xf0) | (1 + generate_below(r, 3)));
+    b[2] = (uint8_t)((bits >> 8) | 0x04 | (bits >> 40 & 1 ? 0x78 : 0));
+    b[3] = (uint8_t)((bits >> 16) | (bits >> 40 & 1 ? 0x08 : 0));
+    if (generate_below(r, 2))
+        b[3] &= 0xf8; /* no mask */
+    if (generate_below(r, 2))
+        b[3] &= 0x7f;
+    return 4;
+}
+
+static void generate_bytes(uint8_t *b, struct diff_random *r, unsigned family)
+{
+    static const uint8_t escapes[] = {0, 0x38, 0x3a};
+    unsigned n = 0, escape;
+
+    for (unsigned i = 0; i < 16; i += 8) {
+        uint64_t value = diff_random(r);
+
+        memcpy(b + i, &value, 8);
+    }
+    switch (family) {
+    case DIFF_X87:
+        b[0] = (uint8_t)(generate_below(r, 40) ? 0xd8 + generate_below(r, 8) : 0x9b);
+        n = 0;
+        break;
+    case DIFF_AVX:
+        n = generate_vex(b, r);
+        break;
+    case DIFF_AVX512:
+        n = generate_below(r, 12) ? generate_evex(b, r) : generate_vex(b, r);
+        break;
+    default:
+        if (family == DIFF_INTEGER && generate_below(r, 12) == 0) {
+            n = generate_vex(b, r);
+            break;
+        }
+        n = generate_prefix(b, r, family != DIFF_INTEGER);
+        if (family != DIFF_INTEGER || generate_below(r, 3) == 0) {
+            b[n++] = 0x0f;
+            escape = escapes[generate_below(r, family == DIFF_INTEGER ? 2 : 3)];
+            if (escape && generate_below(r, 2))
+                b[n++] = (uint8_t)escape;
+        }
+        break;
+    }
+    if (generate_below(r, 2)) /* memory with a good base: [reg + disp8] */
+        b[n + 1] = (uint8_t)((b[n + 1] & 0x38) | 0x40 | "\3\5\6\7"[generate_below(r, 4)]);
+}
+
+/* One instruction into b; its length, 0 when none was found. */
+static unsigned generate_insn(const ZydisDecoder *decoder, uint8_t *b, struct diff_random *r,
+                              unsigned family, ZydisDecodedInstruction *z)
+{
+    ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+
+    for (unsigned i = 0; i < GENERATE_TRIES; i++) {
+        bool good = true;
+
+        generate_bytes(b, r, family);
+        if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, b, 15, z, operand)))
+            continue;
+        if (generate_family(z) != (int)family || generate_denied(z) || !generate_branch_good(z))
+            continue;
+        for (unsigned j = 0; j < z->operand_count; j++)
+            good = good && generate_operand_good(&operand[j]);
+        if (good)
+            return z->length;
+    }
+    return 0;
+}
+
+/* ---- state ---- */
+
+static uint64_t generate_value(struct diff_random *r)
+{
+    static const uint64_t edges[] = {0, 1, ~0ull, 1ull << 63, (1ull << 63) - 1, 0x80, 0x7fff,
+                                     0x80000000, 0xffffffff, 0x3ff0000000000000,
+                                     0x7ff8000000000000, 0x3f8000003f800000, 0x7f8000017f800000};
+    uint64_t value = diff_random(r);
+
+    switch (generate_below(r, 5)) {
+    case 0: return edges[generate_below(r, sizeof(edges) / sizeof(edges[0]))];
+    case 1: return value & 0xff;
+    case 2: return value & 0x000001ff000001ffull; /* good indexes of gathers */
+    default: return value;
+    }
+}
+
+static uint64_t generate_pointer(struct diff_random *r)
+{
+    uint64_t at = DIFF_DATA + generate_below(r, DIFF_DATA_SIZE - 256);
+
+    if (generate_below(r, 4))
+        at &= ~63ull;
+    if (generate_below(r, 16) == 0) /* near an edge */
+        at = DIFF_DATA + 0x1000 * generate_below(r, 4) - generate_below(r, 80);
+    return at;
+}
+
+static void generate_xsave(uint8_t *x, struct diff_random *r)
+{
+    uint16_t fcw = 0x37f, fsw = (uint16_t)(generate_below(r, 8) << 11);
+    uint32_t mxcsr = 0x1f80;
+    uint64_t bv = 0xe7;
+
+    memset(x, 0, CPU_XSAVE_SIZE);
+    for (unsigned i = 160; i < 416; i += 8) {
+        uint64_t value = generate_value(r);
+
+        memcpy(x + i, &value, 8);
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        uint64_t mantissa = generate_value(r);
+        uint16_t exponent = (uint16_t)(0x3fff - 20 + generate_below(r, 40) +
+                                       (generate_below(r, 2) << 15));
+
+        mantissa |= generate_below(r, 8) ? 1ull << 63 : 0;
+        exponent = generate_below(r, 10) ? exponent : (uint16_t)diff_random(r);
+        memcpy(x + 32 + 16 * i, &mantissa, 8);
+        memcpy(x + 40 + 16 * i, &exponent, 2);
+    }
+    for (unsigned i = 576; i < 2432; i += 8) {
+        uint64_t value = generate_value(r);
+
+        memcpy(x + i, &value, 8);
+    }
+    if (generate_below(r, 4) == 0)
+        fcw = (uint16_t)(0x40 | (diff_random(r) & 0xf3f));
+    if (generate_below(r, 4) == 0)
+        mxcsr = (uint32_t)(diff_random(r) & 0xffff);
+    else
+        mxcsr |= generate_below(r, 4) << 13;
+    x[4] = (uint8_t)(generate_below(r, 2) ? 0xff : generate_below(r, 256));
+    memcpy(x, &fcw, 2);
+    memcpy(x + 2, &fsw, 2);
+    memcpy(x + 24, &mxcsr, 4);
+    memcpy(x + 512, &bv, 8);
+}
+
+static void generate_state(struct diff_case *c, struct diff_random *r)
+{
+    static const uint8_t pointers[] = {GPR_RBX, GPR_RBP, GPR_RSI, GPR_RDI, GPR_R13, GPR_R14};
+
+    for (unsigned i = 0; i < 16; i++)
+        c->gpr[i] = generate_value(r);
+    for (unsigned i = 0; i < sizeof(pointers); i++)
+        c->gpr[pointers[i]] = generate_pointer(r);
+    c->gpr[GPR_RSP] = DIFF_DATA + 0x1000 + (diff_random(r) & 0x7f8);
+    c->gpr[GPR_RCX] = generate_below(r, 4) ? generate_below(r, 64) : c->gpr[GPR_RCX];
+    c->gpr[GPR_R12] = generate_below(r, 128);
+    c->rflags = 0x202 | (diff_random(r) & RFLAGS_ARITH);
+    if (generate_below(r, 16) == 0)
+        c->rflags |= RFLAGS_DF;
+    c->memory_seed = diff_random(r) & 0xff;
+    generate_xsave(c->xsave, r);
+}
+
+/* A branch goes over the instruction after it. */
+static void generate_patch(uint8_t *branch, const ZydisDecodedInstruction *z, unsigned skip)
+{
+    memset(branch + z->raw.imm[0].offset, 0, z->raw.imm[0].size / 8u);
+    branch[z->raw.imm[0].offset] = (uint8_t)skip;
+}
+
+void diff_generate(struct diff_case *c, struct diff_random *r, unsigned families)
+{
+    unsigned at = 0, want = 4 + generate_below(r, DIFF_INSNS - 4);
+    ZydisDecodedInstruction z, branch = {0};
+    int branch_at = -1;
+    ZydisDecoder decoder;
+
+    ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    memset(c->code, 0xcc, sizeof(c->code));
+    c->count = 0;
+    generate_state(c, r);
+    while (c->count < want) {
+        uint8_t bytes[16];
+        unsigned family, len;
+
+        do
+            family = generate_below(r, DIFF_FAMILIES);
+        while (!(families & 1u << family));
+        len = generate_insn(&decoder, bytes, r, family, &z);
+        if (!len)
+            continue;
+        memcpy(c->code + at, bytes, len);
+        if (branch_at >= 0)
+            generate_patch(c->code + branch_at, &branch, len);
+        branch_at = -1;
+        if (z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
+            generate_patch(c->code + at, &z, 0);
+            branch = z;
+            branch_at = (int)at;
+        }
+        c->insn[c->count++] = (struct diff_insn){(uint8_t)at, (uint8_t)len, (uint8_t)family};
+        at += len;
+    }
+}
