@@ -103,8 +103,8 @@ static enum vector_class vector_classify_legacy(const struct insn_decode *d)
     case ZYDIS_MNEMONIC_MFENCE:
     case ZYDIS_MNEMONIC_SFENCE:
         return VECTOR_PLAIN;
-    default:
-        return VECTOR_NONE;
+    default: /* CVTTSD2SI from memory and the like */
+        return VECTOR_SSE;
     }
 }
 
@@ -255,12 +255,6 @@ static void vector_x87_store(struct soft_vcpu *cpu, const struct insn *in)
     vector_x87_note_memory(cpu, in);
 }
 
-static void vector_fninit(struct soft_vcpu *cpu, const struct insn *in)
-{
-    vector_reg(cpu, in);
-    cpu->x87 = (struct soft_x87){0};
-}
-
 static void vector_ldmxcsr(struct soft_vcpu *cpu, const struct insn *in)
 {
     gva_t gva = soft_operand(cpu, in, 4, SOFT_READ);
@@ -360,8 +354,6 @@ static insn_fn *vector_choose(const struct insn_decode *d, enum vector_class cla
     bool note = class == VECTOR_X87 && !vector_x87_control(d->z->mnemonic);
     bool write = memory && memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 
-    if (d->z->mnemonic == ZYDIS_MNEMONIC_FNINIT)
-        return vector_fninit;
     if (d->z->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || d->z->mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)
         return vector_ldmxcsr;
     if (!memory)

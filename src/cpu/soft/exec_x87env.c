@@ -26,43 +26,57 @@ static bool x87_real(const struct soft_vcpu *cpu)
     return !(cpu->mode & SOFT_MODE_PE) || (cpu->mode & SOFT_MODE_VM);
 }
 
-static void x87_put_pointers(const struct soft_vcpu *cpu, struct x87_image *image)
+/* Only the 64-bit form of FXSAVE gives the host's whole pointers. */
+static struct soft_x87 x87_pointers(const struct soft_vcpu *cpu)
 {
-    const struct soft_x87 *x = &cpu->x87;
-    uint32_t fop = soft_fpu_fop(cpu, (uint16_t)(image->fcs_fop >> 16));
+    struct {
+        uint16_t fcw, fsw, ftw, fop;
+        uint64_t fip, fdp;
+        uint8_t rest[488];
+    } area __attribute__((aligned(64)));
+    struct soft_x87 x = {0};
+
+    __asm__ volatile("fxsave64 %0" : "=m"(area));
+    x.fip = area.fip;
+    x.fdp = area.fdp;
+    x.fop = area.fop;
+    soft_fpu_pointers(cpu, &x);
+    return x;
+}
+
+static void x87_put_pointers(const struct soft_vcpu *cpu, struct x87_image *image,
+                             const struct soft_x87 *x)
+{
     uint32_t ip = (uint32_t)x->fip, dp = (uint32_t)x->fdp;
 
     if (x87_real(cpu)) {
         ip += (uint32_t)x->fcs << 4;
         dp += (uint32_t)x->fds << 4;
         image->fip = (image->fip & 0xffff0000u) | (ip & 0xffffu);
-        image->fcs_fop = (ip >> 16) << 12 | fop;
+        image->fcs_fop = (ip >> 16) << 12 | x->fop;
         image->fdp = (image->fdp & 0xffff0000u) | (dp & 0xffffu);
         image->fds = (dp >> 16) << 12;
         return;
     }
     image->fip = ip;
-    image->fcs_fop = x->fcs | fop << 16;
+    image->fcs_fop = x->fcs | (uint32_t)x->fop << 16;
     image->fdp = dp;
     image->fds = (image->fds & 0xffff0000u) | x->fds;
 }
 
-static void x87_get_pointers(struct soft_vcpu *cpu, const struct x87_image *image)
+/* The host loads protected-mode form. */
+static void x87_get_pointers(const struct soft_vcpu *cpu, struct x87_image *image, bool narrow)
 {
-    struct soft_x87 *x = &cpu->x87;
-
     if (x87_real(cpu)) {
-        x->fip = (image->fip & 0xffffu) | ((image->fcs_fop >> 12) & 0xffffu) << 16;
-        x->fdp = (image->fdp & 0xffffu) | ((image->fds >> 12) & 0xffffu) << 16;
-        x->fop = image->fcs_fop & 0x7ffu;
-        x->fcs = x->fds = 0;
-        return;
+        uint32_t fop = image->fcs_fop & 0x7ffu;
+
+        image->fip = (image->fip & 0xffffu) | ((image->fcs_fop >> 12) & 0xffffu) << 16;
+        image->fdp = (image->fdp & 0xffffu) | ((image->fds >> 12) & 0xffffu) << 16;
+        image->fcs_fop = fop << 16;
+        image->fds = 0;
+    } else if (narrow) {
+        image->fcs_fop &= 0xffffu;
     }
-    x->fip = image->fip;
-    x->fdp = image->fdp;
-    x->fcs = (uint16_t)image->fcs_fop;
-    x->fds = (uint16_t)image->fds;
-    x->fop = (image->fcs_fop >> 16) & 0x7ffu;
 }
 
 static void x87_to16(uint16_t *out, const struct x87_image *image)
@@ -87,17 +101,17 @@ static void x87_store(struct soft_vcpu *cpu, const struct insn *in)
     unsigned size = env + (in->src & X87_WHOLE ? X87_STACK : 0);
     gva_t gva = soft_operand(cpu, in, size, SOFT_WRITE);
     struct x87_image image;
+    struct soft_x87 pointers;
     uint16_t env16[7];
 
     soft_probe_write(cpu, in->seg, gva, size);
     soft_fpu_use(cpu);
+    pointers = x87_pointers(cpu);
     if (in->src & X87_WHOLE)
         __asm__ volatile("fnsave %0" : "=m"(image));
     else
         __asm__ volatile("fnstenv %0" : "=m"(image));
-    x87_put_pointers(cpu, &image);
-    if (in->src & X87_WHOLE)
-        cpu->x87 = (struct soft_x87){0};
+    x87_put_pointers(cpu, &image, &pointers);
     if (env == X87_ENV) {
         soft_store_bytes(cpu, in->seg, gva, &image, size);
         return;
@@ -124,6 +138,7 @@ static void x87_load(struct soft_vcpu *cpu, const struct insn *in)
         x87_from16(&image, (const uint16_t *)(const void *)bytes);
     if (in->src & X87_WHOLE)
         soft_copy(image.stack, bytes + env, X87_STACK);
+    x87_get_pointers(cpu, &image, env != X87_ENV);
     soft_fpu_use(cpu);
     __asm__ volatile("fnstsw %0" : "=a"(fsw));
     if (fsw & X87_FSW_ES)
@@ -132,7 +147,6 @@ static void x87_load(struct soft_vcpu *cpu, const struct insn *in)
         __asm__ volatile("frstor %0" : : "m"(image));
     else
         __asm__ volatile("fldenv %0" : : "m"(image));
-    x87_get_pointers(cpu, &image);
 }
 
 bool vector_bind_x87env(struct insn *in, const struct insn_decode *d)

@@ -43,27 +43,26 @@ static_assert(offsetof(struct xstate_area, bv) == XSTATE_HEADER, "the standard f
 
 static const uint16_t xstate_size[XSTATE_COUNT] = {[2] = 256, [5] = 64, [6] = 512, [7] = 1024};
 
+/* The area is as the host's 64-bit form left it; afterwards as the guest's form has it. */
 static void xstate_put_pointers(const struct soft_vcpu *cpu, struct xstate_area *area, bool wide)
 {
-    area->fop = soft_fpu_fop(cpu, area->fop);
-    area->fip = (uint32_t)cpu->x87.fip;
-    area->fdp = (uint32_t)cpu->x87.fdp;
-    area->fip_high = wide ? (uint32_t)(cpu->x87.fip >> 32) : cpu->x87.fcs;
-    area->fdp_high = wide ? (uint32_t)(cpu->x87.fdp >> 32) : cpu->x87.fds;
+    struct soft_x87 x = {.fop = area->fop,
+                         .fip = area->fip | (uint64_t)area->fip_high << 32,
+                         .fdp = area->fdp | (uint64_t)area->fdp_high << 32};
+
+    soft_fpu_pointers(cpu, &x);
+    area->fop = x.fop;
+    area->fip = (uint32_t)x.fip;
+    area->fdp = (uint32_t)x.fdp;
+    area->fip_high = wide ? (uint32_t)(x.fip >> 32) : x.fcs;
+    area->fdp_high = wide ? (uint32_t)(x.fdp >> 32) : x.fds;
 }
 
-static void xstate_get_pointers(struct soft_vcpu *cpu, const struct xstate_area *area, bool wide)
+/* For the host to load in 64-bit form; FCS and FDS are not kept. */
+static void xstate_get_pointers(struct xstate_area *area, bool wide)
 {
-    struct soft_x87 *x = &cpu->x87;
-
-    *x = (struct soft_x87){.fop = area->fop & 0x7ffu, .fip = area->fip, .fdp = area->fdp};
-    if (wide) {
-        x->fip |= (uint64_t)area->fip_high << 32;
-        x->fdp |= (uint64_t)area->fdp_high << 32;
-    } else {
-        x->fcs = (uint16_t)area->fip_high;
-        x->fds = (uint16_t)area->fdp_high;
-    }
+    if (!wide)
+        area->fip_high = area->fdp_high = 0;
 }
 
 static bool xstate_code64(const struct soft_vcpu *cpu)
@@ -115,8 +114,8 @@ static void xstate_fxrstor(struct soft_vcpu *cpu, const struct insn *in)
         __asm__ volatile("fxsave64 %0" : "=m"(now));
         soft_copy((uint8_t *)&area + keep, (uint8_t *)&now + keep, FX_XMM_END - keep);
     }
+    xstate_get_pointers(&area, in->src);
     __asm__ volatile("fxrstor64 %0" : : "m"(area));
-    xstate_get_pointers(cpu, &area, in->src);
 }
 
 /* CPUID is dear under a hypervisor, so the layout is asked for once. */
@@ -291,11 +290,7 @@ static void xstate_xrstor(struct soft_vcpu *cpu, const struct insn *in)
     }
     xstate_load_mxcsr(cpu, &area, rfbm);
     soft_fpu_use(cpu);
-    if (rfbm & XCR0_X87) {
-        cpu->x87 = (struct soft_x87){0};
-        if (area.bv & XCR0_X87)
-            xstate_get_pointers(cpu, &area, in->src);
-    }
+    xstate_get_pointers(&area, in->src);
     area.bv &= rfbm;
     area.comp_bv = 0;
     for (unsigned i = 0; i < 6; i++)

@@ -1,5 +1,6 @@
 #include "cpu/soft/fpu.h"
 
+#include "cpu/soft/code.h"
 #include "cpu/soft/trap.h"
 
 #define FPU_STATES (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512)
@@ -48,6 +49,20 @@ static void fpu_sanitize(struct fpu_image *image)
     }
 }
 
+void soft_fpu_pointers(const struct soft_vcpu *cpu, struct soft_x87 *pointers)
+{
+    uint16_t fop = pointers->fop & 0x7ffu;
+
+    if (!soft_code_contains(cpu->code, pointers->fip)) {
+        pointers->fop = fop;
+        return;
+    }
+    *pointers = cpu->x87;
+    /* Where the opcode is only recorded on exceptions it may be zero; ModRM's mod and rm are the stub's. */
+    if (((fop ^ cpu->x87.fop) & 0x738u) != 0)
+        pointers->fop = fop;
+}
+
 void soft_fpu_load(struct soft_vcpu *cpu)
 {
     struct fpu_image *image = (void *)cpu->s.xsave;
@@ -55,13 +70,6 @@ void soft_fpu_load(struct soft_vcpu *cpu)
 
     fpu_sanitize(image);
     image->xstate_bv &= have;
-    if (image->xstate_bv & XCR0_X87) {
-        cpu->x87.fip = image->fip;
-        cpu->x87.fdp = image->fdp;
-        cpu->x87.fop = image->fop;
-    } else {
-        cpu->x87.fip = cpu->x87.fdp = cpu->x87.fop = 0;
-    }
     __asm__ volatile("xrstor64 %0" : : "m"(cpu->s.xsave), "a"(FPU_STATES), "d"(0) : "memory");
     cpu->fpu_live = true;
     soft_trap_enter(cpu);
@@ -71,11 +79,14 @@ void soft_fpu_save(struct soft_vcpu *cpu)
 {
     struct fpu_image *image = (void *)cpu->s.xsave;
     static const uint32_t mxcsr = FPU_MXCSR_DEFAULT;
+    struct soft_x87 pointers;
 
     __asm__ volatile("xsave64 %0" : "+m"(cpu->s.xsave) : "a"(FPU_STATES), "d"(0) : "memory");
-    image->fip = cpu->x87.fip;
-    image->fdp = cpu->x87.fdp;
-    image->fop = soft_fpu_fop(cpu, image->fop);
+    pointers = (struct soft_x87){.fip = image->fip, .fdp = image->fdp, .fop = image->fop};
+    soft_fpu_pointers(cpu, &pointers);
+    image->fip = pointers.fip;
+    image->fdp = pointers.fdp;
+    image->fop = pointers.fop;
     __asm__ volatile("fninit\n\tldmxcsr %0" : : "m"(mxcsr));
     /* The state is saved: dirty upper halves would only slow the host's SSE code down. */
     if (image->xstate_bv & XCR0_AVX)

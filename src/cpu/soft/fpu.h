@@ -28,13 +28,10 @@ static inline void soft_fpu_park(struct soft_vcpu *cpu)
 /* XCR0 bits of the host that fit CPU_XSAVE_SIZE in standard format. */
 uint64_t soft_fpu_host_xcr0(void);
 
-/* The guest's last x87 opcode, given what the host recorded: it does so only for instructions that raise
- * an unmasked exception (SDM vol. 1 8.1.9.1), and knows the stub's ModRM, not the guest's. */
-static inline uint16_t soft_fpu_fop(const struct soft_vcpu *cpu, uint16_t host)
-{
-    host &= 0x7ffu;
-    return host && ((host ^ cpu->x87.fop) & 0x738u) == 0 ? cpu->x87.fop : host;
-}
+/* What the guest is told of its last x87 instruction, given the pointers the host recorded: those of
+ * a stub stand for the guest's (cpu->x87); anything else the guest loaded itself, or is zero (AMD
+ * records only instructions that raise an unmasked exception). In and out through `pointers`. */
+void soft_fpu_pointers(const struct soft_vcpu *cpu, struct soft_x87 *pointers);
 
 /* MXCSR bits that may be set on this host. */
 uint32_t soft_fpu_mxcsr_mask(void);

@@ -31,8 +31,8 @@ struct soft_tlb_entry;
 struct soft_jump;
 struct soft_code;  /* code.h: native stubs */
 
-/* What FNSTENV and FXSAVE tell of the last x87 instruction that is not a control instruction. The
- * host's own registers hold the stub's address, so the guest's are kept here. */
+/* The last x87 instruction that is not a control instruction: where the host recorded a stub's
+ * address, FNSTENV and FXSAVE tell this (soft_fpu_pointers). */
 struct soft_x87 {
     uint64_t fip, fdp;
     uint16_t fcs, fds;
