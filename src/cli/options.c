@@ -24,10 +24,8 @@ static int set_engine(struct run_options *options, const char *value, struct err
     size_t count = 1;
 
     options->engine = value;
-    if (strcmp(value, "auto") == 0 || engine_find(value))
+    if (strcmp(value, "auto") == 0 || strcmp(value, "metal") == 0 || engine_find(value))
         return 0;
-    if (strcmp(value, "metal") == 0)
-        return error_set(err, -EINVAL, "engine 'metal' is not part of this build (see 'lodge doctor')");
     for (unsigned i = 0; engines[i]; i++)
         names[count++] = engines[i]->name;
     nearest = cli_nearest(value, names, count);

@@ -56,6 +56,9 @@ static int choose_engine(struct run_options *options, struct error *err)
                        "%s%s is not usable here, %s", passed[0] ? "; " : "", engines[i]->name,
                        probe.reason);
     }
+    if (!passed[0])
+        return error_set(err, -ENODEV, "engine '%s' is not part of this build (see 'lodge doctor')",
+                         options->engine);
     return error_set(err, -ENODEV, "no engine works here: %s (see 'lodge doctor')", passed);
 }
 
