@@ -3,6 +3,7 @@
 
 #include "cpu/soft/block.h"
 #include "cpu/soft/fpu.h"
+#include "cpu/soft/system.h"
 
 /* One piece of an access, inside one page. */
 struct place {
@@ -205,6 +206,7 @@ static void access_bytes(struct soft_vcpu *cpu, unsigned index, unsigned seg, gv
 
     if (first > len)
         first = len;
+    soft_debug_note(cpu, gva, len, access == SOFT_WRITE);
     find_place(cpu, index, seg, gva, access, &a);
     if (first < len)
         find_place(cpu, index, seg, gva + first, access, &b);
@@ -232,6 +234,7 @@ static uint64_t load_index(struct soft_vcpu *cpu, unsigned index, unsigned seg, 
         return value;
     }
     find_place(cpu, index, seg, gva, SOFT_READ, &p);
+    soft_debug_note(cpu, gva, size, false);
     if (!p.host) {
         place_read(cpu, &p, (uint8_t *)&value, size);
         return value;
@@ -326,6 +329,7 @@ void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
     find_place(cpu, current_index(cpu), seg, gva, access, &p);
     if (!p.host || (access == SOFT_WRITE && p.slot->readonly))
         return NULL;
+    soft_debug_note(cpu, gva, len, access == SOFT_WRITE);
     if (access == SOFT_WRITE && !p.direct)
         soft_code_open(cpu, p.slot, p.gpa, len);
     return p.host;

@@ -39,5 +39,9 @@ void soft_io_check(struct soft_vcpu *cpu, uint16_t port, unsigned size);
 
 /* Hardware breakpoints after a data or I/O access, and the trap of single-step: run loop. debug.c */
 void soft_debug_trap(struct soft_vcpu *cpu, uint64_t dr6_bits);
+/* Data breakpoints (SDM vol. 3B 17.2.4). A page that one lies in is never in the TLB, so that every access
+ * to it takes the slow path, which notes what it touched; the run loop raises the #DB. debug.c */
+bool soft_debug_watched(const struct soft_vcpu *cpu, gva_t gva); /* some breakpoint is in gva's page */
+void soft_debug_note(struct soft_vcpu *cpu, gva_t gva, unsigned len, bool write);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "cpu/soft/block.h"
 #include "cpu/soft/mmu.h"
+#include "cpu/soft/system.h"
 
 static void tlb_entry_clear(struct soft_tlb_entry *e)
 {
@@ -184,7 +185,7 @@ bool soft_tlb_fill(struct soft_vcpu *cpu, unsigned index, gva_t gva, enum soft_a
     bool may_write = access == SOFT_WRITE && soft_code_may_write(cpu, slot, walk->gpa);
 
     large_note(mmu, gva, walk->shift);
-    if (index == SOFT_MMU_USER_AC)
+    if (index == SOFT_MMU_USER_AC || soft_debug_watched(cpu, gva))
         return may_write;
     if (e->read != tag || e->mask != mask || e->addend != addend) {
         e->write = SOFT_TLB_EMPTY;

@@ -346,13 +346,14 @@ static void step(struct soft_vcpu *cpu)
     cpu->end_block = false;
     cpu->next_rip = cpu->s.rip + in->length;
     cpu->s.rflags &= ~(uint64_t)RFLAGS_RF;
+    cpu->watch_hits = 0;
     in->fn(cpu, in);
     cpu->s.rip = cpu->mode & SOFT_MODE_CODE64 ? cpu->next_rip : (uint32_t)cpu->next_rip;
     cpu->stat_insns++;
-    trap = cpu->single_step; /* INT n and the like take it away, SYSCALL decides anew */
+    trap = cpu->single_step && !(shadow & 2); /* INT n takes it away, SYSCALL decides anew */
     cpu->single_step = false;
-    if (trap && !(shadow & 2))
-        soft_debug_trap(cpu, DR6_BS);
+    if (trap || cpu->watch_hits)
+        soft_debug_trap(cpu, (trap ? DR6_BS : 0) | cpu->watch_hits);
 }
 
 static bool careful(const struct soft_vcpu *cpu)
