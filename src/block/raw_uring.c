@@ -198,7 +198,7 @@ int raw_uring_create(int fd, struct block **out)
         ret = -errno;
         goto err_ring;
     }
-    ret = io_uring_register_eventfd_async(&raw->ring, raw->event_fd);
+    ret = io_uring_register_eventfd(&raw->ring, raw->event_fd);
     if (ret)
         goto err_event;
     pthread_mutex_init(&raw->submit_lock, NULL);
