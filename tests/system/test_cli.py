@@ -13,7 +13,7 @@ def refused(code, *args):
     run = lodge(*args)
     assert run.returncode == code, (run.returncode, run.stderr)
     assert run.stdout == ""
-    lines = [line for line in run.stderr.splitlines() if not line.startswith("lodge: engine ")]
+    lines = run.stderr.splitlines()
     assert len(lines) == 1, run.stderr
     assert lines[0].startswith("lodge: ")
     return lines[0]
