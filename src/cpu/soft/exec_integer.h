@@ -30,9 +30,6 @@
 
 #define HANDLER(name) static void name(struct soft_vcpu *cpu, const struct insn *in)
 
-/* vcpu.c: gives the host CPU away now and then. */
-void soft_pause(struct soft_vcpu *cpu);
-
 /* ---- registers ---- */
 
 #define GPR(bits, offset) (*(uint##bits##_t *)((uint8_t *)cpu + (offset)))
@@ -283,7 +280,7 @@ bind_fn integer_bind_shift, integer_bind_double_shift, integer_bind_shiftx;
 bind_fn integer_bind_muldiv, integer_bind_imul, integer_bind_mulx;
 bind_fn integer_bind_bit_test, integer_bind_bit_count, integer_bind_bmi, integer_bind_adx,
     integer_bind_crc32;
-bind_fn integer_bind_xchg, integer_bind_xadd, integer_bind_cmpxchg, integer_bind_cmpxchg_wide;
+bind_fn integer_bind_xchg, integer_bind_xchg_r8, integer_bind_xadd, integer_bind_cmpxchg, integer_bind_cmpxchg_wide;
 bind_fn integer_bind_push, integer_bind_pop, integer_bind_pusha, integer_bind_popa,
     integer_bind_enter, integer_bind_leave;
 bind_fn integer_bind_flags, integer_bind_bcd, integer_bind_bound, integer_bind_nop,

@@ -42,6 +42,17 @@ bool integer_bind_xchg(struct insn *in, const struct insn_decode *d)
     return true;
 }
 
+bool integer_bind_xchg_r8(struct insn *in, const struct insn_decode *d)
+{
+    static insn_fn *const handlers[4] = ROW(xchg_r);
+
+    (void)d;
+    in->dst = GPR_R8 * 8;
+    in->src = GPR_RAX * 8;
+    in->fn = handlers[bind_size_index(in->opsize)];
+    return true;
+}
+
 /* ---- XADD: the source register is written first, so that one register for both gets the sum ---- */
 
 #define ASM_XADD(prefix, bits, dc, dst, src, ax)                                                   \

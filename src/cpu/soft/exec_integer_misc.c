@@ -215,6 +215,8 @@ bool integer_bind_nop(struct insn *in, const struct insn_decode *d)
         in->fn = fence;
         return true;
     case ZYDIS_MNEMONIC_PAUSE:
+        if (d->z->raw.rex.B) /* F3 90 with REX.B is no PAUSE to the CPU */
+            return integer_bind_xchg_r8(in, d);
         in->fn = pause;
         return true;
     default:
