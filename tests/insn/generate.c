@@ -110,6 +110,7 @@ static bool generate_denied(const ZydisDecodedInstruction *z)
     case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_STI:
     case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_LAR: case ZYDIS_MNEMONIC_LSL:
     case ZYDIS_MNEMONIC_VERR: case ZYDIS_MNEMONIC_VERW: case ZYDIS_MNEMONIC_XLAT:
+    case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE: /* they show the x87 pointers */
     case ZYDIS_MNEMONIC_RDPMC: case ZYDIS_MNEMONIC_PUSHF: case ZYDIS_MNEMONIC_PUSHFQ:
         return true;
     default:

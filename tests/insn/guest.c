@@ -7,7 +7,8 @@
 #include "cpu/soft/soft.h"
 #include "tests/insn/diff.h"
 
-/* Supervisor memory, below 2 MiB. */
+/* Supervisor memory: physical below 2 MiB, linear from GUEST_HIGH, so that low addresses are holes. */
+#define GUEST_HIGH     0xffff800000000000ull
 #define GUEST_RAM      (8u << 20)
 #define GUEST_GDT      0x1000u
 #define GUEST_IDT      0x2000u
@@ -75,10 +76,13 @@ static void guest_tables(struct diff_guest *g)
 {
     uint64_t *pml4 = (uint64_t *)(void *)(g->ram + GUEST_TABLES);
     uint64_t *pdpt = pml4 + 512, *pd = pml4 + 1024, *pt = pml4 + 1536;
+    uint64_t *high_pdpt = pml4 + 2048, *high_pd = pml4 + 2560;
 
     pml4[0] = (GUEST_TABLES + 0x1000) | PTE_P | PTE_W | PTE_U;
     pdpt[0] = (GUEST_TABLES + 0x2000) | PTE_P | PTE_W | PTE_U;
-    pd[0] = PTE_P | PTE_W | PTE_PS;
+    pml4[256] = (GUEST_TABLES + 0x4000) | PTE_P | PTE_W;
+    high_pdpt[0] = (GUEST_TABLES + 0x5000) | PTE_P | PTE_W;
+    high_pd[0] = PTE_P | PTE_W | PTE_PS;
     pd[1] = (GUEST_TABLES + 0x3000) | PTE_P | PTE_W | PTE_U;
     pt[0] = DIFF_CODE | PTE_P | PTE_U | PTE_W;
     for (uint64_t at = DIFF_DATA; at < DIFF_DATA_READONLY; at += PAGE_SIZE)
@@ -90,17 +94,18 @@ static void guest_descriptors(struct diff_guest *g)
 {
     uint64_t *gdt = (uint64_t *)(void *)(g->ram + GUEST_GDT);
     uint64_t *idt = (uint64_t *)(void *)(g->ram + GUEST_IDT);
-    uint64_t stack = GUEST_STACK;
+    uint64_t stack = GUEST_HIGH + GUEST_STACK;
 
     gdt[GUEST_KERNEL_CS >> 3] = 0x00af9b000000ffffull;
     gdt[GUEST_USER_CS >> 3] = 0x00affb000000ffffull;
     gdt[GUEST_USER_SS >> 3] = 0x00cff3000000ffffull;
     for (uint64_t i = 0; i < 256; i++) {
-        uint64_t handler = GUEST_HANDLERS + i * 16;
+        uint64_t handler = GUEST_HIGH + GUEST_HANDLERS + i * 16;
 
         idt[2 * i] = (handler & 0xffff) | GUEST_KERNEL_CS << 16 | 0xee00ull << 32 |
-                     (handler >> 16) << 48;
-        g->ram[handler] = 0xf4;
+                     (handler >> 16 & 0xffff) << 48;
+        idt[2 * i + 1] = handler >> 32;
+        g->ram[GUEST_HANDLERS + i * 16] = 0xf4;
     }
     memcpy(g->ram + GUEST_TSS + 4, &stack, sizeof(stack));
 }
@@ -118,10 +123,10 @@ static void guest_state(struct diff_guest *g)
     s->seg[SEG_SS].selector = GUEST_USER_SS;
     s->seg[SEG_CS].selector = GUEST_USER_CS;
     s->seg[SEG_CS].attr = 0xb | CPU_SEG_S | 3u << 5 | CPU_SEG_P | CPU_SEG_G | CPU_SEG_L;
-    s->tr = (struct cpu_segment){.selector = 0x40, .base = GUEST_TSS, .limit = 0x67,
+    s->tr = (struct cpu_segment){.selector = 0x40, .base = GUEST_HIGH + GUEST_TSS, .limit = 0x67,
                                  .attr = 0xb | CPU_SEG_P};
-    s->gdtr = (struct cpu_table){.base = GUEST_GDT, .limit = 0x7f};
-    s->idtr = (struct cpu_table){.base = GUEST_IDT, .limit = 0xfff};
+    s->gdtr = (struct cpu_table){.base = GUEST_HIGH + GUEST_GDT, .limit = 0x7f};
+    s->idtr = (struct cpu_table){.base = GUEST_HIGH + GUEST_IDT, .limit = 0xfff};
     s->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     s->cr3 = GUEST_TABLES;
     s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
@@ -165,18 +170,19 @@ void diff_guest_destroy(struct diff_guest *g)
 /* What the handler's stack frame says of the end. */
 static void guest_outcome(struct diff_guest *g, const struct cpu_state *s, struct diff_outcome *out)
 {
+    uint64_t stack = s->gpr[GPR_RSP] - GUEST_HIGH;
     const uint64_t *frame;
 
     memcpy(out->gpr, s->gpr, sizeof(out->gpr));
     memcpy(out->xsave, s->xsave, sizeof(out->xsave));
     memcpy(out->data, g->ram + DIFF_DATA, DIFF_DATA_SIZE);
-    out->vector = (s->rip - GUEST_HANDLERS) / 16;
-    if (s->gpr[GPR_RSP] < GUEST_STACK - 48 || s->gpr[GPR_RSP] > GUEST_STACK - 40) {
+    out->vector = (s->rip - GUEST_HIGH - GUEST_HANDLERS) / 16;
+    if (stack < GUEST_STACK - 48 || stack > GUEST_STACK - 40) {
         out->vector = 999; /* never came to a handler */
         return;
     }
-    frame = (const uint64_t *)(const void *)(g->ram + s->gpr[GPR_RSP]);
-    out->error = s->gpr[GPR_RSP] == GUEST_STACK - 48 ? *frame++ : 0;
+    frame = (const uint64_t *)(const void *)(g->ram + stack);
+    out->error = stack == GUEST_STACK - 48 ? *frame++ : 0;
     out->rip = frame[0];
     out->rflags = frame[2];
     out->gpr[GPR_RSP] = frame[3];

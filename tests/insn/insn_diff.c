@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "base/compiler.h"
+#include "base/types.h"
 #include "tests/insn/diff.h"
 #include "x86/arch.h"
 
@@ -30,11 +31,13 @@ struct diff {
 
 static bool diff_xsave_equal(const uint8_t *a, const uint8_t *b, unsigned *where)
 {
+    /* Not the x87 pointers: AMD forgets them at every XSAVE without a pending exception, so they depend
+     * on when the kernel switches threads. Not the reserved parts and the header. */
     static const struct {
         unsigned from, to;
-    } part[] = {{0, 28}, {32, 416}, {576, DIFF_MASK_BYTES}};
+    } part[] = {{0, 6}, {24, 28}, {32, 416}, {576, DIFF_MASK_BYTES}};
 
-    for (unsigned p = 0; p < 3; p++) {
+    for (unsigned p = 0; p < 4; p++) {
         if (memcmp(a + part[p].from, b + part[p].from, part[p].to - part[p].from) == 0)
             continue;
         for (unsigned i = part[p].from; i < part[p].to; i++) {
@@ -47,14 +50,52 @@ static bool diff_xsave_equal(const uint8_t *a, const uint8_t *b, unsigned *where
     return true;
 }
 
+/* Linux shows user accesses to its half of the address space as if all of it were present. */
+static bool diff_error_equal(const struct diff_outcome *want, const struct diff_outcome *got)
+{
+    uint64_t ignored = want->address >> 63 ? PF_P : 0;
+
+    return ((want->error ^ got->error) & ~ignored) == 0;
+}
+
+/* The instruction the case ended at; NULL: its end. */
+static const struct diff_insn *diff_last(const struct diff_case *c, const struct diff_outcome *o)
+{
+    for (unsigned i = 0; i < c->count; i++) {
+        if (o->rip == DIFF_CODE + c->insn[i].offset && o->vector != VECTOR_BP)
+            return &c->insn[i];
+    }
+    return NULL;
+}
+
+/* Where an operand longer than a bus access crosses into a bad page, CR2's offset is the host model's choice. */
+static bool diff_address_equal(const struct diff_case *c, const struct diff_outcome *want,
+                               const struct diff_outcome *got)
+{
+    const struct diff_insn *last = diff_last(c, want);
+    uint64_t mask = last && last->family == DIFF_X87 ? PAGE_MASK : UINT64_MAX;
+
+    return ((want->address ^ got->address) & mask) == 0;
+}
+
+/* A comparing string instruction that faulted half-way will start again: its flags mean nothing yet. */
+static bool diff_flags_matter(const struct diff_case *c, const struct diff_outcome *o)
+{
+    const struct diff_insn *last = diff_last(c, o);
+    uint8_t opcode = last ? c->code[last->offset + last->length - 1] : 0;
+
+    return !last || last->family != DIFF_INTEGER ||
+           (opcode != 0xa6 && opcode != 0xa7 && opcode != 0xae && opcode != 0xaf);
+}
+
 /* NULL when equal; else what differs. */
-static const char *diff_compare(const struct diff_outcome *want, const struct diff_outcome *got,
-                                char *text, size_t size)
+static const char *diff_compare(const struct diff_case *c, const struct diff_outcome *want,
+                                const struct diff_outcome *got, char *text, size_t size)
 {
     unsigned where = 0;
 
-    if (want->vector != got->vector || want->rip != got->rip || want->error != got->error ||
-        want->address != got->address) {
+    if (want->vector != got->vector || want->rip != got->rip || !diff_error_equal(want, got) ||
+        !diff_address_equal(c, want, got)) {
         snprintf(text, size, "end: vector %lu error %lx rip %lx address %lx, host %lu %lx %lx %lx",
                  got->vector, got->error, got->rip, got->address, want->vector, want->error,
                  want->rip, want->address);
@@ -66,7 +107,7 @@ static const char *diff_compare(const struct diff_outcome *want, const struct di
             return text;
         }
     }
-    if ((want->rflags ^ got->rflags) & DIFF_FLAGS) {
+    if ((want->rflags ^ got->rflags) & DIFF_FLAGS && diff_flags_matter(c, want)) {
         snprintf(text, size, "rflags %lx, host %lx", got->rflags, want->rflags);
         return text;
     }
@@ -113,7 +154,7 @@ static void diff_minimise(struct diff *t, const struct diff_case *whole)
         if (!diff_native_run(t->native))
             continue;
         diff_guest_run(t->guest, c, t->mine);
-        why = diff_compare(&t->shared->outcomes[0], t->mine, text, sizeof(text));
+        why = diff_compare(c, &t->shared->outcomes[0], t->mine, text, sizeof(text));
         if (!why)
             continue;
         printf("DIFFERS: %s\n", why);
@@ -154,7 +195,7 @@ static void diff_batch(struct diff *t, struct diff_random *r, unsigned families)
     for (unsigned i = 0; i < DIFF_BATCH; i++) {
         diff_guest_run(t->guest, &t->shared->cases[i], t->mine);
         diff_account(t, &t->shared->cases[i], &t->shared->outcomes[i]);
-        if (diff_compare(&t->shared->outcomes[i], t->mine, text, sizeof(text)))
+        if (diff_compare(&t->shared->cases[i], &t->shared->outcomes[i], t->mine, text, sizeof(text)))
             failed[failures++] = t->shared->cases[i];
     }
     for (unsigned i = 0; i < failures; i++) {

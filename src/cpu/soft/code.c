@@ -119,6 +119,14 @@ bool soft_code_contains(const struct soft_code *code, uint64_t addr)
     return addr - (uint64_t)(uintptr_t)code->exec < CODE_SIZE;
 }
 
+uint64_t soft_code_widen(const struct soft_code *code, uint32_t low)
+{
+    uint64_t base = (uint64_t)(uintptr_t)code->exec;
+    uint64_t addr = base + (uint32_t)(low - (uint32_t)base);
+
+    return soft_code_contains(code, addr) ? addr : low;
+}
+
 static uint32_t code_hash(const uint8_t *bytes, unsigned len)
 {
     uint32_t hash = 2166136261u; /* FNV-1a */

@@ -34,5 +34,7 @@ void soft_code_reset(struct soft_code *code);
 
 bool soft_code_full(const struct soft_code *code);
 bool soft_code_contains(const struct soft_code *code, uint64_t addr);
+/* The address in the buffer whose low half this is, else just the low half. */
+uint64_t soft_code_widen(const struct soft_code *code, uint32_t low);
 
 #endif

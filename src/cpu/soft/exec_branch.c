@@ -223,6 +223,18 @@ HANDLER(jcxz)
         cpu->next_rip = branch_check(cpu, in, cpu->next_rip + in->imm);
 }
 
+/* The repeat prefix that counts (the last), or 0. */
+static uint8_t branch_repeat(const struct insn_decode *d)
+{
+    uint8_t repeat = 0;
+
+    for (unsigned i = 0; i < d->z->raw.prefix_count; i++) {
+        if (d->z->raw.prefixes[i].value == 0xf2 || d->z->raw.prefixes[i].value == 0xf3)
+            repeat = d->z->raw.prefixes[i].value;
+    }
+    return repeat;
+}
+
 static bool branch_bind_loop(struct insn *in, const struct insn_decode *d)
 {
     in->flags |= INSN_ENDS_BLOCK;
@@ -230,11 +242,12 @@ static bool branch_bind_loop(struct insn *in, const struct insn_decode *d)
     case ZYDIS_MNEMONIC_LOOP:
         in->fn = loop;
         return true;
+    /* A contrary repeat prefix overrides the condition of the opcode (found on the hardware). */
     case ZYDIS_MNEMONIC_LOOPE:
-        in->fn = loope;
+        in->fn = branch_repeat(d) == 0xf2 ? loopne : loope;
         return true;
     case ZYDIS_MNEMONIC_LOOPNE:
-        in->fn = loopne;
+        in->fn = branch_repeat(d) == 0xf3 ? loope : loopne;
         return true;
     default:
         in->fn = jcxz;

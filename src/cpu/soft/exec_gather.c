@@ -78,8 +78,13 @@ static void gather_run(struct soft_vcpu *cpu, const struct insn *in)
         uint64_t value = 0;
         gva_t gva;
 
-        if (!gather_active(&s, &slots, i))
+        if (!gather_active(&s, &slots, i)) {
+            if (!s.k) { /* its other mask bits go all the same */
+                gather_done(&s, &slots, i);
+                dirty = true;
+            }
             continue;
+        }
         if (dirty) /* the next access may fault and not come back */
             gather_commit(cpu, in, &slots);
         gva = gather_address(cpu, in, &s, &slots, i);

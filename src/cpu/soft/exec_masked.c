@@ -169,9 +169,18 @@ static void masked_bytes(struct soft_vcpu *cpu, const struct insn *in)
 }
 
 /* Classes whose masked elements are read all the same: "no fault suppression", SDM vol. 2A 2.8. */
-static bool masked_no_suppression(ZydisExceptionClass class)
+static bool masked_no_suppression(const struct insn_decode *d)
 {
-    switch (class) {
+    switch (d->z->mnemonic) { /* where Zydis has them with the others */
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+        return true;
+    default:
+        break;
+    }
+    switch (d->z->meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
     case ZYDIS_EXCEPTION_CLASS_E2NF:
     case ZYDIS_EXCEPTION_CLASS_E3NF:
@@ -245,7 +254,7 @@ bool vector_bind_masked(struct insn *in, const struct insn_decode *d)
         return false;
     if (memory->size / 8u > VECTOR_BYTES_MAX || !shape.element || !shape.lanes)
         return false;
-    if (masked_no_suppression(d->z->meta.exception_class)) {
+    if (masked_no_suppression(d)) {
         shape.count = shape.lanes = 1;
         shape.kind = MASKED_PLAIN;
         shape.element = (uint8_t)(memory->size / 8u);

@@ -4,6 +4,7 @@
 
 #include "cpu/soft/block.h"
 
+#define X87_FSW_ES 0x80u
 #define MXCSR_MM (1u << 17) /* AMD: misaligned operands of legacy SSE are fine */
 
 /* ---- what control registers allow ---- */
@@ -73,6 +74,8 @@ static enum vector_class vector_classify_legacy(const struct insn_decode *d)
     case ZYDIS_ISA_SET_FCMOV:
     case ZYDIS_ISA_SET_SSE3X87:
         return d->z->mnemonic == ZYDIS_MNEMONIC_FWAIT ? VECTOR_WAIT : VECTOR_X87;
+    case ZYDIS_ISA_SET_PPRO: /* FCOMI and its kin */
+        return vector_has_register(d, ZYDIS_REGCLASS_X87) ? VECTOR_X87 : VECTOR_NONE;
     case ZYDIS_ISA_SET_SSEMXCSR:
         return VECTOR_SSE;
     case ZYDIS_ISA_SET_PENTIUMMMX:
@@ -108,6 +111,19 @@ static enum vector_class vector_classify_legacy(const struct insn_decode *d)
     }
 }
 
+/* Of AVX-512's parts, those that do not come with the others and that Zydis knows. */
+static bool vector_has_avx512_part(const struct insn_decode *d, ZydisISASet set)
+{
+    const struct cpu_model *model = d->cpu->base.vm->model;
+
+    if (set >= ZYDIS_ISA_SET_AVX512_FP16_128 && set <= ZYDIS_ISA_SET_AVX512_FP16_SCALAR)
+        return cpu_model_has(model, 7, 'd', 23);
+    if (set >= ZYDIS_ISA_SET_AVX512_VP2INTERSECT_128 && set <= ZYDIS_ISA_SET_AVX512_VP2INTERSECT_512)
+        return cpu_model_has(model, 7, 'd', 8);
+    return set != ZYDIS_ISA_SET_AVX512ER_512 && set != ZYDIS_ISA_SET_AVX512ER_SCALAR &&
+           !(set >= ZYDIS_ISA_SET_AVX512PF_512 && set <= ZYDIS_ISA_SET_AVX512_4VNNIW_512);
+}
+
 static enum vector_class vector_classify(const struct insn_decode *d)
 {
     ZydisISASet set = d->z->meta.isa_set;
@@ -115,7 +131,7 @@ static enum vector_class vector_classify(const struct insn_decode *d)
     if (d->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         return vector_classify_legacy(d);
     if (set >= ZYDIS_ISA_SET_AVX512BW_128 && set <= ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_512)
-        return VECTOR_AVX512;
+        return vector_has_avx512_part(d, set) ? VECTOR_AVX512 : VECTOR_NONE;
     if (d->z->encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)
         return VECTOR_NONE;
     switch (set) {
@@ -145,23 +161,48 @@ static void vector_reg(struct soft_vcpu *cpu, const struct insn *in)
     vector_run(cpu, in, 0, NULL);
 }
 
-/* in->dst: bytes of the memory operand; in->src: what its address must not have set. */
+/* in->src2 */
+#define VECTOR_LEGACY_SSE 1u /* MXCSR.MM counts */
+#define VECTOR_WAITS      2u /* a pending x87 exception comes before faults of memory */
+
+static void vector_misaligned(struct soft_vcpu *cpu, const struct insn *in)
+{
+    uint32_t mxcsr = 0;
+
+    if (in->src2 & VECTOR_LEGACY_SSE) { /* APM vol. 2 11.3.1 */
+        soft_fpu_use(cpu);
+        __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+    }
+    if (!(mxcsr & MXCSR_MM))
+        soft_raise_gp(cpu, 0);
+}
+
+static void vector_wait(struct soft_vcpu *cpu)
+{
+    uint16_t fsw;
+
+    soft_fpu_use(cpu);
+    __asm__ volatile("fnstsw %0" : "=a"(fsw));
+    if (unlikely(fsw & X87_FSW_ES))
+        soft_raise(cpu, VECTOR_MF);
+}
+
+/* in->dst: bytes of the memory operand; in->src: what its address must not have set. Misalignment is
+ * found before anything else about the address. */
 static inline gva_t vector_address(struct soft_vcpu *cpu, const struct insn *in,
                                    enum soft_access access)
 {
-    gva_t gva = soft_operand(cpu, in, in->dst, access);
+    if (in->src2 & VECTOR_WAITS)
+        vector_wait(cpu);
+    if (in->src) {
+        uint64_t base = cpu->mode & SOFT_MODE_CODE64 && !(in->flags & INSN_FS_GS)
+                            ? 0
+                            : cpu->s.seg[in->seg].base;
 
-    if (unlikely(gva & in->src)) {
-        uint32_t mxcsr = 0;
-
-        if (in->src2) { /* legacy SSE, APM vol. 2 11.3.1 */
-            soft_fpu_use(cpu);
-            __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
-        }
-        if (!(mxcsr & MXCSR_MM))
-            soft_raise_gp(cpu, 0);
+        if (unlikely((insn_ea(cpu, in) + base) & in->src))
+            vector_misaligned(cpu, in);
     }
-    return gva;
+    return soft_operand(cpu, in, in->dst, access);
 }
 
 static void vector_load_bounced(struct soft_vcpu *cpu, const struct insn *in, gva_t gva)
@@ -243,7 +284,7 @@ static void vector_x87_load(struct soft_vcpu *cpu, const struct insn *in)
 
 static void vector_x87_store(struct soft_vcpu *cpu, const struct insn *in)
 {
-    gva_t gva = soft_operand(cpu, in, in->dst, SOFT_WRITE);
+    gva_t gva = vector_address(cpu, in, SOFT_WRITE);
     void *p = soft_pointer(cpu, in->seg, gva, in->dst, SOFT_WRITE);
 
     if (unlikely(!p)) {
@@ -315,6 +356,13 @@ static bool vector_x87_control(ZydisMnemonic mnemonic)
     default:
         return false;
     }
+}
+
+static bool vector_waits(const struct insn_decode *d, enum vector_class class)
+{
+    if (class == VECTOR_X87)
+        return d->z->mnemonic != ZYDIS_MNEMONIC_FNSTCW && d->z->mnemonic != ZYDIS_MNEMONIC_FNSTSW;
+    return class == VECTOR_MMX || vector_has_register(d, ZYDIS_REGCLASS_MMX);
 }
 
 static uint8_t vector_alignment(const struct insn_decode *d, unsigned size)
@@ -393,7 +441,9 @@ static bool vector_bind_rest(struct insn *in, const struct insn_decode *d)
             return false;
         in->dst = (uint8_t)(memory->size / 8u);
         in->src = class == VECTOR_X87 ? 0 : vector_alignment(d, in->dst);
-        in->src2 = d->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+        in->src2 = d->z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? VECTOR_LEGACY_SSE : 0;
+        if (vector_waits(d, class))
+            in->src2 |= VECTOR_WAITS;
     }
     if (class == VECTOR_X87)
         in->imm = (d->z->opcode & 7u) << 8 |

@@ -26,20 +26,15 @@ static bool x87_real(const struct soft_vcpu *cpu)
     return !(cpu->mode & SOFT_MODE_PE) || (cpu->mode & SOFT_MODE_VM);
 }
 
-/* Only the 64-bit form of FXSAVE gives the host's whole pointers. */
-static struct soft_x87 x87_pointers(const struct soft_vcpu *cpu)
+/* FNSTENV and FNSAVE show the pointers even where FXSAVE does not (AMD, no exception pending). */
+static struct soft_x87 x87_pointers(const struct soft_vcpu *cpu, const struct x87_image *image)
 {
-    struct {
-        uint16_t fcw, fsw, ftw, fop;
-        uint64_t fip, fdp;
-        uint8_t rest[488];
-    } area __attribute__((aligned(64)));
-    struct soft_x87 x = {0};
+    struct soft_x87 x = {.fip = soft_code_widen(cpu->code, image->fip),
+                         .fcs = (uint16_t)image->fcs_fop,
+                         .fop = (uint16_t)(image->fcs_fop >> 16),
+                         .fdp = image->fdp,
+                         .fds = (uint16_t)image->fds};
 
-    __asm__ volatile("fxsave64 %0" : "=m"(area));
-    x.fip = area.fip;
-    x.fdp = area.fdp;
-    x.fop = area.fop;
     soft_fpu_pointers(cpu, &x);
     return x;
 }
@@ -104,13 +99,14 @@ static void x87_store(struct soft_vcpu *cpu, const struct insn *in)
     struct soft_x87 pointers;
     uint16_t env16[7];
 
+    soft_probe_write(cpu, in->seg, gva + size - 1, 1); /* the order in which the hardware looks */
     soft_probe_write(cpu, in->seg, gva, size);
     soft_fpu_use(cpu);
-    pointers = x87_pointers(cpu);
     if (in->src & X87_WHOLE)
         __asm__ volatile("fnsave %0" : "=m"(image));
     else
         __asm__ volatile("fnstenv %0" : "=m"(image));
+    pointers = x87_pointers(cpu, &image);
     x87_put_pointers(cpu, &image, &pointers);
     if (env == X87_ENV) {
         soft_store_bytes(cpu, in->seg, gva, &image, size);

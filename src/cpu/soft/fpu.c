@@ -52,12 +52,16 @@ static void fpu_sanitize(struct fpu_image *image)
 void soft_fpu_pointers(const struct soft_vcpu *cpu, struct soft_x87 *pointers)
 {
     uint16_t fop = pointers->fop & 0x7ffu;
+    uint64_t host_fdp;
 
     if (!soft_code_contains(cpu->code, pointers->fip)) {
         pointers->fop = fop;
         return;
     }
+    host_fdp = pointers->fdp;
     *pointers = cpu->x87;
+    if (!host_fdp)
+        pointers->fdp = pointers->fds = 0;
     /* Where the opcode is only recorded on exceptions it may be zero; ModRM's mod and rm are the stub's. */
     if (((fop ^ cpu->x87.fop) & 0x738u) != 0)
         pointers->fop = fop;
