@@ -313,6 +313,7 @@ static void cache_drop(struct soft_vcpu *cpu)
 static void cache_recycle_code(struct soft_vcpu *cpu)
 {
     struct soft_cache *cache = cpu->cache;
+    uint64_t epoch;
 
     soft_exclusive_begin(cpu);
     if (soft_code_full(cpu->code)) {
@@ -327,8 +328,10 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
                 atomic_fetch_or(&other->attention, SOFT_ATTN_FLUSH);
         }
     }
+    epoch = atomic_load(&cache->epoch);
     soft_exclusive_end(cpu);
     soft_cache_edge(cpu);
+    soft_sync_epoch(cpu, epoch);
 }
 
 void soft_cache_edge(struct soft_vcpu *cpu)

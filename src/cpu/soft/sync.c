@@ -66,6 +66,7 @@ static void sync_wait_exclusive(struct soft_vcpu *cpu)
         while (atomic_load(exclusive))
             sync_relax(&turn);
         atomic_store(&cpu->where, SOFT_IN_GUEST);
+        cpu->end_block = true; /* what the rest of the block points to may be gone */
     }
 }
 
