@@ -20,7 +20,8 @@
 #include "net/net.h"
 #include "net/user_watch.h"
 
-#define FRAME_MAX   (65521u + 14u) /* libslirp's largest IP packet, and the Ethernet header */
+#define FRAME_MAX   (65521u + 14u) /* from the card: libslirp's largest IP packet, and the Ethernet header */
+#define PACKET_MAX  16000u         /* to the card: the MTU of device/virtio/net.c */
 #define BACKLOG_MAX 512u
 #define TIMERS_MAX  4u
 
@@ -317,7 +318,7 @@ static Slirp *user_slirp_new(struct net_user *user)
         .vprefix_len = 64,
         .vhost6.s6_addr = {0xfe, 0xc0, [15] = 2},
         .vnameserver6.s6_addr = {0xfe, 0xc0, [15] = 3},
-        .if_mtu = 65521,
+        .if_mtu = PACKET_MAX,
         .if_mru = 65521,
     };
 

@@ -30,7 +30,9 @@
 #define NET_HDR_DATA_VALID 2u
 
 #define NET_STATUS_LINK_UP 1u
-#define NET_MTU            65520u
+/* Large, for a packet costs a guest far more than its bytes; but several must fit TCP's 64 KiB window
+ * (libslirp does not scale it), or sender and receiver wait for each other's timers. */
+#define NET_MTU            16000u
 #define NET_FRAME_MAX      (65536u + 14u + 4u)
 #define NET_RX_BUFFERS_MAX 64u /* of one frame */
 
