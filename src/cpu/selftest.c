@@ -315,13 +315,13 @@ void selftest_run(const struct engine_ops *ops, struct selftest_result *result)
     memset(result, 0, sizeof(*result));
     pthread_mutex_init(&test.lock, NULL);
     pthread_cond_init(&test.changed, NULL);
+    result->passed = true; /* until something fails */
     ret = selftest_wire(&test, &err);
     if (ret) {
         selftest_fail(&test, "%.200s", err.message);
     } else if ((ret = pthread_create(&thread, NULL, selftest_vcpu_thread, &test)) != 0) {
         selftest_fail(&test, "no thread: %s", strerror(ret));
     } else {
-        result->passed = true;
         selftest_watch(&test);
         pthread_join(thread, NULL);
         selftest_judge(&test);
