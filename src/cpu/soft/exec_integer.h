@@ -136,6 +136,17 @@ static always_inline gva_t operand_base_index(const struct soft_vcpu *cpu, const
 #define LOAD(bits, gva) ((uint##bits##_t)soft_load(cpu, in->seg, gva, bits / 8))
 #define STORE(bits, gva, value) soft_store(cpu, in->seg, gva, bits / 8, value)
 
+/* soft_pointer for writing, with its common case inline. */
+static always_inline void *rmw_pointer(struct soft_vcpu *cpu, const struct insn *in, gva_t gva,
+                                       unsigned size)
+{
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+
+    if (likely(!((soft_tlb_tag(cpu, gva, size) ^ e->write) & e->mask)))
+        return (void *)(gva + e->addend);
+    return soft_pointer(cpu, in->seg, gva, size, SOFT_WRITE);
+}
+
 /*
  * Read-modify-write: where the operand may be changed in place. That is guest memory, or `*spare`
  * holding the value, which rmw_end stores. All faults are raised here.
@@ -143,7 +154,7 @@ static always_inline gva_t operand_base_index(const struct soft_vcpu *cpu, const
 static always_inline void *rmw_begin(struct soft_vcpu *cpu, const struct insn *in, gva_t gva,
                                      unsigned size, uint64_t *spare)
 {
-    void *host = soft_pointer(cpu, in->seg, gva, size, SOFT_WRITE);
+    void *host = rmw_pointer(cpu, in, gva, size);
 
     if (likely(host != NULL))
         return host;
@@ -163,7 +174,7 @@ static always_inline void rmw_end(struct soft_vcpu *cpu, const struct insn *in, 
 static always_inline void *locked_begin(struct soft_vcpu *cpu, const struct insn *in, gva_t gva,
                                         unsigned size, uint64_t *spare)
 {
-    void *host = soft_pointer(cpu, in->seg, gva, size, SOFT_WRITE);
+    void *host = rmw_pointer(cpu, in, gva, size);
 
     if (likely(host != NULL))
         return host;
