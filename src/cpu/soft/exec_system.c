@@ -45,7 +45,8 @@ static bool system_take(struct insn *in, insn_fn *fn, uint8_t flags)
     return true;
 }
 
-/* Instructions without explicit operands. */
+/* Instructions without explicit operands. Those that only sometimes change the mode or open the
+ * interrupt window set end_block by themselves instead of ending every block. */
 #define PLAIN(name, handler, flags)                                                                \
     static bool bind_##name(struct insn *in, const struct insn_decode *d)                          \
     {                                                                                              \
@@ -106,15 +107,15 @@ PLAIN(syscall, exec_syscall, ENDS)
 PLAIN(sysenter, exec_sysenter, ENDS)
 PLAIN(clts, exec_clts, ENDS)
 PLAIN(cli, exec_cli, 0)
-PLAIN(sti, exec_sti, ENDS)
+PLAIN(sti, exec_sti, 0)
 SIZED(pushf, exec_pushf, 0, 2)
 SIZED(pushfd, exec_pushf, 0, 4)
 SIZED(pushfq, exec_pushf, 0, 8)
-SIZED(popf, exec_popf, ENDS, 2)
-SIZED(popfd, exec_popf, ENDS, 4)
-SIZED(popfq, exec_popf, ENDS, 8)
-FEATURED(stac, exec_stac, ENDS, 7, 'b', 20)
-FEATURED(clac, exec_clac, ENDS, 7, 'b', 20)
+SIZED(popf, exec_popf, 0, 2)
+SIZED(popfd, exec_popf, 0, 4)
+SIZED(popfq, exec_popf, 0, 8)
+FEATURED(stac, exec_stac, 0, 7, 'b', 20)
+FEATURED(clac, exec_clac, 0, 7, 'b', 20)
 PLAIN(swapgs, exec_swapgs, 0)
 OPERANDS(rdfsbase, exec_rdfsbase, 0)
 OPERANDS(rdgsbase, exec_rdgsbase, 0)

@@ -109,7 +109,7 @@ struct soft_vcpu {
                            under it was written, TLB flushed, interrupt window opened) */
     bool single_step;   /* RFLAGS.TF was set when this instruction began */
     uint8_t watch_hits; /* data breakpoints this instruction touched: DR6 bits 3:0 */
-    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; only soft_mode_update sets it */
+    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; only soft_mode_update, STAC and CLAC set it */
     _Atomic uint32_t attention; /* SOFT_ATTN_* */
     _Atomic uint8_t sipi_vector;
 
