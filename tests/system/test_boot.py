@@ -1,0 +1,31 @@
+"""Unmodified Debian kernels boot to user space and power off."""
+import pytest
+
+from conftest import lodge
+
+SCRIPT = """
+uname -r
+echo CPUS $(grep -c ^processor /proc/cpuinfo)
+echo CLOCK $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+dmesg | grep -E 'WARNING|BUG:|Oops|Call Trace|rcu: INFO|soft lockup|ACPI.*(Error|Exception)' && echo COMPLAINT
+"""
+
+CASES = [
+    ("cloud", "vmlinuz", 1), ("cloud", "vmlinuz", 2), ("cloud", "vmlinuz", 4),
+    ("cloud", "vmlinux", 1), ("cloud", "vmlinux", 2),
+    ("generic", "vmlinuz", 1), ("generic", "vmlinux", 4),
+]
+
+
+@pytest.mark.parametrize("name,image,cpus", CASES, ids=[f"{n}-{i}-{c}" for n, i, c in CASES])
+def test_boot(kernels, initramfs, engines, name, image, cpus):
+    if not engines["soft"]["usable"]:
+        pytest.fail(engines["soft"]["reason"])
+    initrd = initramfs.build(SCRIPT)
+    run = lodge("run", "--engine", "soft", "--cpus", cpus, "--memory", "512M", "--net", "none",
+                "--kernel", kernels[name] / image, "--initrd", initrd,
+                "--append", "console=ttyS0 quiet panic=-1", "--no-reboot", timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "LODGE-TEST-END" in run.stdout, run.stdout + run.stderr
+    assert f"CPUS {cpus}" in run.stdout, run.stdout
+    assert "COMPLAINT" not in run.stdout, run.stdout
