@@ -36,6 +36,7 @@ static void kvm_probe(struct engine_probe *probe)
 {
     struct error err = {0};
     struct selftest_result result;
+    bool emulates;
     int fd = kvm_open(&err);
 
     memset(probe, 0, sizeof(*probe));
@@ -53,9 +54,10 @@ static void kvm_probe(struct engine_probe *probe)
     }
     kvm_say(probe->fix, sizeof(probe->fix), KVM_FIX_HARDWARE);
     /* An instruction that a processor runs by itself came back as "cannot emulate". */
-    snprintf(probe->reason, sizeof(probe->reason), KVM_DEVICE " opens, but its guests stop at %s%s%.120s",
-             result.step,
-             result.engine_error ? "; this KVM emulates kernel-mode code: " : ": ", result.detail);
+    emulates = result.engine_error && strstr(result.detail, "cannot emulate");
+    snprintf(probe->reason, sizeof(probe->reason),
+             KVM_DEVICE " opens, but its guests stop at %s%s: %.120s", result.step,
+             emulates ? "; this KVM emulates kernel-mode code" : "", result.detail);
 }
 
 static unsigned kvm_counters(struct vm *vm, struct engine_counter *out, unsigned capacity)
