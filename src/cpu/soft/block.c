@@ -353,7 +353,16 @@ void soft_jump_context_update(struct soft_vcpu *cpu)
 void soft_jump_flush(struct soft_vcpu *cpu)
 {
     cpu->jump_generation++;
+    soft_zero(cpu->mmu->jumped, sizeof(cpu->mmu->jumped));
     soft_jump_context_update(cpu);
+}
+
+void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva)
+{
+    unsigned hash = soft_mmu_hash(gva, PAGE_SHIFT);
+
+    if (cpu->mmu->jumped[hash / 64] >> (hash % 64) & 1)
+        soft_jump_flush(cpu);
 }
 
 /* Makes the page safe to read code from: see the header. False: not memory. */
@@ -558,6 +567,7 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
     struct soft_exec_entry *first;
     struct soft_block *block;
     struct soft_jump *jump;
+    unsigned hash;
 
     if (unlikely(soft_code_full(cpu->code)))
         cache_recycle_code(cpu);
@@ -577,5 +587,7 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
     jump->context = cpu->jump_context;
     jump->mask = first->mask == UINT64_MAX ? UINT64_MAX : ~(uint64_t)SOFT_TLB_ASIDS;
     jump->block = block;
+    hash = soft_mmu_hash(linear, PAGE_SHIFT);
+    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
     return block;
 }

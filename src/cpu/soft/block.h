@@ -22,7 +22,7 @@
 #include "cpu/soft/vcpu.h"
 
 #define SOFT_BLOCK_INSNS 64u
-#define SOFT_JUMPS       2048u
+#define SOFT_JUMPS       8192u
 
 struct soft_block {
     gpa_t gpa;
@@ -51,6 +51,7 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
 
 /* Jump cache entries made before no longer count. Cheap. */
 void soft_jump_flush(struct soft_vcpu *cpu);
+void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva); /* the mapping of one page changed */
 void soft_jump_context_update(struct soft_vcpu *cpu);
 
 /* A vCPU's guest store of 1, 2, 4 or 8 bytes (or any bytes) inside one page that may hold code. */

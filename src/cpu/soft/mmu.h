@@ -61,7 +61,9 @@ struct soft_mmu {
     uint64_t asid;            /* of the current address space */
     uint16_t next_asid;
     uint16_t pcid_asid[4096]; /* 0: none yet */
-    uint64_t large[2][64];       /* hashed sets of the 2 MiB and 1 GiB regions whose large page was used */
+    uint64_t large[4][64];    /* hashed sets of the 2 MiB and 1 GiB regions whose large page was
+                                 used; those of the upper half of the address space apart */
+    uint64_t jumped[64];      /* hashed set of the pages that cached jumps lead to (block.c) */
     uint64_t phys_mask;       /* physical address bits that exist */
 };
 
@@ -161,6 +163,11 @@ void soft_tlb_switch(struct soft_vcpu *cpu);             /* CR3 changed with NOF
 
 /* Instruction fetch: the page of gva, with permissions checked for the CPL; raises #PF. */
 struct soft_exec_entry *soft_fetch_page(struct soft_vcpu *cpu, gva_t gva);
+
+static inline unsigned soft_mmu_hash(gva_t gva, unsigned shift)
+{
+    return (unsigned)((gva >> shift) * 0x9e3779b97f4a7c15ull >> 52);
+}
 
 /* Removes write translations to one host page (0: to all). Own thread only. */
 void soft_tlb_revoke(struct soft_vcpu *cpu, uint64_t host_page);

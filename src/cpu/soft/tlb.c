@@ -107,22 +107,19 @@ void soft_tlb_switch(struct soft_vcpu *cpu)
     tlb_select(cpu);
 }
 
-static unsigned large_hash(gva_t gva, unsigned shift)
+static bool large_seen(const struct soft_mmu *mmu, gva_t gva, unsigned shift)
 {
-    return (unsigned)((gva >> shift) * 0x9e3779b97f4a7c15ull >> 52);
-}
+    unsigned set = (shift >= 30) * 2u + (unsigned)(gva >> 63), hash = soft_mmu_hash(gva, shift);
 
-static bool large_seen(const struct soft_mmu *mmu, unsigned kind, unsigned hash)
-{
-    return mmu->large[kind][hash / 64] >> (hash % 64) & 1;
+    return mmu->large[set][hash / 64] >> (hash % 64) & 1;
 }
 
 static void large_note(struct soft_mmu *mmu, gva_t gva, unsigned shift)
 {
-    unsigned kind = shift >= 30, hash = large_hash(gva, kind ? 30 : shift);
+    unsigned set = (shift >= 30) * 2u + (unsigned)(gva >> 63), hash = soft_mmu_hash(gva, shift);
 
     if (shift > PAGE_SHIFT)
-        mmu->large[kind][hash / 64] |= 1ull << (hash % 64);
+        mmu->large[set][hash / 64] |= 1ull << (hash % 64);
 }
 
 static void tlb_drop_page(struct soft_mmu *mmu, gva_t page)
@@ -145,13 +142,12 @@ void soft_tlb_flush_page(struct soft_vcpu *cpu, gva_t gva)
 {
     struct soft_mmu *mmu = cpu->mmu;
 
-    if (large_seen(mmu, 0, large_hash(gva, 21)) || large_seen(mmu, 0, large_hash(gva, 22)) ||
-        large_seen(mmu, 1, large_hash(gva, 30))) {
+    if (large_seen(mmu, gva, 21) || large_seen(mmu, gva, 22) || large_seen(mmu, gva, 30)) {
         soft_tlb_flush(cpu); /* pieces of a large page may be anywhere */
         return;
     }
     tlb_drop_page(mmu, gva & PAGE_MASK);
-    soft_jump_flush(cpu);
+    soft_jump_flush_page(cpu, gva);
     cpu->end_block = true;
 }
 
