@@ -191,7 +191,7 @@ static void guest_outcome(struct diff_guest *g, const struct cpu_state *s, struc
 
 void diff_guest_run(struct diff_guest *g, const struct diff_case *c, struct diff_outcome *out)
 {
-    static const uint8_t traps[64] = {[0 ... 63] = 0xcc};
+    uint8_t page[PAGE_SIZE];
     struct soft_vcpu *cpu = container_of(g->vcpu, struct soft_vcpu, base);
     struct cpu_state *s = &g->state;
     struct error err = {0};
@@ -201,8 +201,9 @@ void diff_guest_run(struct diff_guest *g, const struct diff_case *c, struct diff
     s->rip = DIFF_CODE;
     s->rflags = c->rflags;
     diff_memory_fill(g->ram + DIFF_DATA, DIFF_DATA_SIZE, c->memory_seed);
-    BUG_ON(mem_write(g->machine->mem, DIFF_CODE, c->code, sizeof(c->code)) < 0);
-    BUG_ON(mem_write(g->machine->mem, DIFF_CODE + sizeof(c->code), traps, sizeof(traps)) < 0);
+    memset(page, 0xcc, sizeof(page));
+    memcpy(page, c->code, sizeof(c->code));
+    BUG_ON(mem_write(g->machine->mem, DIFF_CODE, page, sizeof(page)) < 0);
     BUG_ON(soft_engine.state_set(g->vcpu, s) < 0);
     memset(out, 0, offsetof(struct diff_outcome, xsave));
     if (soft_engine.vcpu_run(g->vcpu, &err) == VCPU_EXIT_KICKED)

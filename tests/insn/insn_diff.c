@@ -160,6 +160,10 @@ static void diff_minimise(struct diff *t, const struct diff_case *whole)
         printf("DIFFERS: %s\n", why);
         for (unsigned i = n > 3 ? n - 3 : 0; i < n; i++)
             diff_print_insn(whole, i);
+        printf("  at first:");
+        for (unsigned i = 0; i < 16; i++)
+            printf(" %lx", whole->gpr[i]);
+        printf("\n");
         return;
     }
     printf("DIFFERS only as a whole stream:\n");

@@ -115,7 +115,9 @@ static void gather_code(struct stub *stub, const struct insn_decode *d, unsigned
                         unsigned index, bool scatter)
 {
     bool k = d->z->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
-    unsigned width = k ? 64 : 32, mask = gather_mask_register(d);
+    /* Whole registers where there are such: a fault half-way leaves the parts above alone. */
+    bool whole = k || soft_fpu_host_xcr0() & XCR0_HI16_ZMM;
+    unsigned width = whole ? 64 : 32, mask = gather_mask_register(d);
 
     for (unsigned load = 0; load < 2; load++) {
         if (!load)

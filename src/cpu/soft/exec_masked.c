@@ -151,17 +151,20 @@ static void masked_bytes(struct soft_vcpu *cpu, const struct insn *in)
 {
     uint8_t slot[2][64] __attribute__((aligned(64)));
     uint64_t offset = cpu->s.gpr[GPR_RDI];
+    uint8_t any = 0;
     gva_t gva;
 
     if (in->addrsize != 8)
         offset = in->addrsize == 4 ? (uint32_t)offset : (uint16_t)offset;
     soft_fpu_use(cpu);
     vector_run(cpu, in, 0, slot);
+    for (unsigned i = 0; i < in->dst; i++)
+        any |= slot[1][i] & 0x80u;
+    if (!any)
+        return;
+    /* The whole operand is checked: an implementation may (SDM vol. 2B, MASKMOVQ), and AMD's do. */
     gva = soft_linear(cpu, in->seg, offset, in->dst, SOFT_WRITE);
-    for (unsigned i = 0; i < in->dst; i++) {
-        if (slot[1][i] & 0x80u)
-            soft_probe_write(cpu, in->seg, gva + i, 1);
-    }
+    soft_probe_write(cpu, in->seg, gva, in->dst);
     for (unsigned i = 0; i < in->dst; i++) {
         if (slot[1][i] & 0x80u)
             soft_store(cpu, in->seg, gva + i, 1, slot[0][i]);
@@ -230,6 +233,8 @@ static struct masked_shape masked_shape_of(const struct insn_decode *d,
                          ? memory->element_count
                          : lanes;
 
+    if (d->z->mnemonic == ZYDIS_MNEMONIC_VPSHUFBITQMB) /* masked by the byte, named by the quadword */
+        count = lanes = bytes;
     s.write = memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
     s.k = d->bytes[d->z->raw.evex.offset + 3] & 7u;
     s.kind = dense ? MASKED_DENSE : fold ? MASKED_FOLD : MASKED_PLAIN;

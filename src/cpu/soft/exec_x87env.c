@@ -122,11 +122,16 @@ static void x87_load(struct soft_vcpu *cpu, const struct insn *in)
 {
     unsigned env = in->opsize == 2 ? 14 : X87_ENV;
     unsigned size = env + (in->src & X87_WHOLE ? X87_STACK : 0);
-    gva_t gva = soft_operand(cpu, in, size, SOFT_READ);
+    gva_t gva;
     uint8_t bytes[sizeof(struct x87_image)] __attribute__((aligned(8)));
     struct x87_image image;
     uint16_t fsw;
 
+    soft_fpu_use(cpu);
+    __asm__ volatile("fnstsw %0" : "=a"(fsw));
+    if (fsw & X87_FSW_ES)
+        soft_raise(cpu, VECTOR_MF);
+    gva = soft_operand(cpu, in, size, SOFT_READ);
     soft_load_bytes(cpu, in->seg, gva, bytes, size);
     if (env == X87_ENV)
         soft_copy(&image, bytes, X87_ENV);
@@ -136,9 +141,6 @@ static void x87_load(struct soft_vcpu *cpu, const struct insn *in)
         soft_copy(image.stack, bytes + env, X87_STACK);
     x87_get_pointers(cpu, &image, env != X87_ENV);
     soft_fpu_use(cpu);
-    __asm__ volatile("fnstsw %0" : "=a"(fsw));
-    if (fsw & X87_FSW_ES)
-        soft_raise(cpu, VECTOR_MF);
     if (in->src & X87_WHOLE)
         __asm__ volatile("frstor %0" : : "m"(image));
     else
