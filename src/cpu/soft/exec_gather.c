@@ -66,6 +66,13 @@ static void gather_commit(struct soft_vcpu *cpu, const struct insn *in, struct g
     vector_run(cpu, in, GATHER_LOAD_ENTRY, slots);
 }
 
+static void gather_clear_above(const struct gather_shape *s, struct gather_slots *slots)
+{
+    unsigned used = (unsigned)s->count * s->element;
+
+    soft_zero(slots->data + used, sizeof(slots->data) - used);
+}
+
 static void gather_run(struct soft_vcpu *cpu, const struct insn *in)
 {
     struct gather_shape s = gather_unpack(in->imm);
@@ -74,6 +81,8 @@ static void gather_run(struct soft_vcpu *cpu, const struct insn *in)
 
     soft_fpu_use(cpu);
     vector_run(cpu, in, 0, &slots);
+    if (s.k && !s.scatter) /* EVEX clears what is above even when a fault stops it half-way */
+        gather_clear_above(&s, &slots);
     for (unsigned i = 0; i < s.count; i++) {
         uint64_t value = 0;
         gva_t gva;
@@ -99,7 +108,7 @@ static void gather_run(struct soft_vcpu *cpu, const struct insn *in)
         dirty = true;
     }
     if (!s.scatter)
-        soft_zero(slots.data + s.count * s.element, 64u - s.count * s.element);
+        gather_clear_above(&s, &slots);
     soft_zero(&slots.mask, sizeof(slots.mask));
     gather_commit(cpu, in, &slots);
 }

@@ -110,9 +110,8 @@ static void masked_access(struct soft_vcpu *cpu, const struct insn *in, unsigned
     }
     first = (unsigned)__builtin_ctzll(touched);
     last = 63u - (unsigned)__builtin_clzll(touched);
+    vector_check_aligned(cpu, in);
     gva = soft_operand(cpu, in, s->element, access);
-    if (gva & in->src)
-        soft_raise_gp(cpu, 0);
     p = soft_pointer(cpu, in->seg, gva + first * s->element, (last - first + 1) * s->element,
                      access);
     if (!p) {
@@ -151,17 +150,12 @@ static void masked_bytes(struct soft_vcpu *cpu, const struct insn *in)
 {
     uint8_t slot[2][64] __attribute__((aligned(64)));
     uint64_t offset = cpu->s.gpr[GPR_RDI];
-    uint8_t any = 0;
     gva_t gva;
 
     if (in->addrsize != 8)
         offset = in->addrsize == 4 ? (uint32_t)offset : (uint16_t)offset;
     soft_fpu_use(cpu);
     vector_run(cpu, in, 0, slot);
-    for (unsigned i = 0; i < in->dst; i++)
-        any |= slot[1][i] & 0x80u;
-    if (!any)
-        return;
     /* The whole operand is checked: an implementation may (SDM vol. 2B, MASKMOVQ), and AMD's do. */
     gva = soft_linear(cpu, in->seg, offset, in->dst, SOFT_WRITE);
     soft_probe_write(cpu, in->seg, gva, in->dst);
@@ -267,6 +261,7 @@ bool vector_bind_masked(struct insn *in, const struct insn_decode *d)
     }
     in->imm = masked_pack(&shape);
     in->src = masked_alignment(d, memory->size / 8u);
+    in->src2 = 0;
     if (shape.k == 0)
         return vector_bind_whole(in, d, &stub, memory);
     return vector_bind_stub(in, d, &stub, masked_evex);
@@ -290,7 +285,7 @@ bool vector_bind_maskmov(struct insn *in, const struct insn_decode *d)
     if (shape.count > 32u / shape.element)
         return false;
     in->imm = masked_pack(&shape);
-    in->src = 0;
+    in->src = in->src2 = 0;
     stub_move(&stub, false, 32, (unsigned)ZydisRegisterGetId(d->operand[1].type ==
                                                 ZYDIS_OPERAND_TYPE_REGISTER
                                             ? d->operand[1].reg.value

@@ -347,8 +347,9 @@ static uint64_t string_cmps(struct soft_vcpu *cpu, const struct insn *in, uint64
 {
     uint64_t si = string_reg(cpu, in, GPR_RSI), di = string_reg(cpu, in, GPR_RDI);
     uint64_t step = string_step(cpu, in), asked = elements, first, second;
-    gva_t a = string_linear(cpu, in, in->seg, si, SOFT_READ);
+    /* The hardware's order: ES:DI faults first. */
     gva_t b = string_linear(cpu, in, SEG_ES, di, SOFT_READ);
+    gva_t a = string_linear(cpu, in, in->seg, si, SOFT_READ);
     const void *one = NULL, *other = NULL;
     uint32_t ax;
 
@@ -356,17 +357,17 @@ static uint64_t string_cmps(struct soft_vcpu *cpu, const struct insn *in, uint64
         string_clip(cpu, in, in->seg, si, a, &elements);
         string_clip(cpu, in, SEG_ES, di, b, &elements);
         if (elements > 1)
-            one = soft_pointer(cpu, in->seg, a, (unsigned)elements * in->opsize, SOFT_READ);
-        if (one)
             other = soft_pointer(cpu, SEG_ES, b, (unsigned)elements * in->opsize, SOFT_READ);
+        if (other)
+            one = soft_pointer(cpu, in->seg, a, (unsigned)elements * in->opsize, SOFT_READ);
     }
-    if (other) {
+    if (one) {
         elements = string_cmps_host(one, other, elements, in->opsize,
                                     (in->flags & INSN_REP) != 0, &ax);
     } else {
         elements = 1;
-        first = soft_load(cpu, in->seg, a, in->opsize);
         second = soft_load(cpu, SEG_ES, b, in->opsize);
+        first = soft_load(cpu, in->seg, a, in->opsize);
         ax = string_compare(first, second, in->opsize);
     }
     string_advance(cpu, in, GPR_RSI, step * elements);

@@ -165,7 +165,7 @@ static void vector_reg(struct soft_vcpu *cpu, const struct insn *in)
 #define VECTOR_LEGACY_SSE 1u /* MXCSR.MM counts */
 #define VECTOR_WAITS      2u /* a pending x87 exception comes before faults of memory */
 
-static void vector_misaligned(struct soft_vcpu *cpu, const struct insn *in)
+void vector_misaligned(struct soft_vcpu *cpu, const struct insn *in)
 {
     uint32_t mxcsr = 0;
 
@@ -187,21 +187,13 @@ static void vector_wait(struct soft_vcpu *cpu)
         soft_raise(cpu, VECTOR_MF);
 }
 
-/* in->dst: bytes of the memory operand; in->src: what its address must not have set. Misalignment is
- * found before anything else about the address. */
+/* in->dst: bytes of the memory operand; in->src: what its address must not have set. */
 static inline gva_t vector_address(struct soft_vcpu *cpu, const struct insn *in,
                                    enum soft_access access)
 {
     if (in->src2 & VECTOR_WAITS)
         vector_wait(cpu);
-    if (in->src) {
-        uint64_t base = cpu->mode & SOFT_MODE_CODE64 && !(in->flags & INSN_FS_GS)
-                            ? 0
-                            : cpu->s.seg[in->seg].base;
-
-        if (unlikely((insn_ea(cpu, in) + base) & in->src))
-            vector_misaligned(cpu, in);
-    }
+    vector_check_aligned(cpu, in);
     return soft_operand(cpu, in, in->dst, access);
 }
 
@@ -336,7 +328,7 @@ bool vector_bind_whole(struct insn *in, const struct insn_decode *d, const struc
                        const ZydisDecodedOperand *memory)
 {
     in->dst = (uint8_t)(memory->size / 8u);
-    in->src2 = 0;
+    in->src2 = 0; /* EVEX */
     return vector_bind_stub(in, d, stub,
                             memory->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? vector_store
                                                                               : vector_load);

@@ -37,6 +37,20 @@ bool vector_bind_stub(struct insn *in, const struct insn_decode *d, const struct
 bool vector_bind_whole(struct insn *in, const struct insn_decode *d, const struct stub *stub,
                        const ZydisDecodedOperand *memory);
 
+/* #GP(0) when the address has a bit of in->src set; MXCSR.MM may forgive it. Comes before anything else
+ * about the address. */
+void vector_misaligned(struct soft_vcpu *cpu, const struct insn *in);
+static inline void vector_check_aligned(struct soft_vcpu *cpu, const struct insn *in)
+{
+    uint64_t base;
+
+    if (!in->src)
+        return;
+    base = cpu->mode & SOFT_MODE_CODE64 && !(in->flags & INSN_FS_GS) ? 0 : cpu->s.seg[in->seg].base;
+    if (unlikely((insn_ea(cpu, in) + base) & in->src))
+        vector_misaligned(cpu, in);
+}
+
 /* Runs the instruction's code at a byte offset of it. The state must be live. */
 static inline void vector_run(struct soft_vcpu *cpu, const struct insn *in, unsigned entry,
                               void *memory)
