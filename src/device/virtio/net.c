@@ -210,8 +210,9 @@ static void net_quiesce(struct virtio_device *dev)
 {
     struct virtio_net *card = container_of(dev, struct virtio_net, dev);
 
+    /* The back end may keep frames from before: it is told with the first buffers of the next driver. */
     pthread_mutex_lock(&dev->vq[NET_RX].lock);
-    card->rx_short = false;
+    card->rx_short = true;
     pthread_mutex_unlock(&dev->vq[NET_RX].lock);
 }
 

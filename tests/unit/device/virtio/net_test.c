@@ -74,6 +74,7 @@ static int setup_features(uint64_t features)
     driver_queue_setup(&f.d, TX, true);
     driver_ok(&f.d);
     assert_int_equal(driver_status(&f.d), 0xf);
+    f.fake.rooms = 0; /* a new driver is told of once */
     return 0;
 }
 
@@ -186,6 +187,23 @@ static void test_receive_waits_for_room(void **state)
     check_frame(3000, 3, 1024);
 }
 
+/* What the back end kept over a driver's reset is asked for again. */
+static void test_room_after_reset(void **state)
+{
+    unsigned rooms;
+
+    (void)state;
+    assert_false(receive(60));
+    driver_write(&f.d, 0x14, 1, 0);
+    rooms = f.fake.rooms;
+    driver_init(&f.d, &f.dm, 1, F_VERSION_1 | F_MRG | F_EVENT_IDX, true);
+    mem_write16(f.dm.machine->mem, DRIVER_RINGS + 0x4002, 0);
+    driver_queue_setup(&f.d, RX, true);
+    driver_ok(&f.d);
+    offer_rx(1, 1024);
+    assert_true(f.fake.rooms > rooms);
+}
+
 static void test_receive_too_large_is_dropped(void **state)
 {
     (void)state;
@@ -292,6 +310,7 @@ int main(void)
         TEST(test_receive_one_buffer),
         TEST(test_receive_merged),
         TEST(test_receive_waits_for_room),
+        TEST(test_room_after_reset),
         cmocka_unit_test_setup_teardown(test_receive_too_large_is_dropped, setup_plain, teardown),
         TEST(test_transmit),
         TEST(test_transmit_checksum),
