@@ -24,7 +24,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-py
 
 test:
 	@tools/install-packages $(TEST_PACKAGES)
-	$(MAKE) all guests
+	$(MAKE) all guests $(BUILD)/insn-diff
 	$(MAKE) unit CONFIG=asan
 	$(MAKE) fuzz-programs CONFIG=fuzz CC=clang
 	/usr/bin/python3 -m pytest -q -p no:cacheprovider --durations=15 tests
