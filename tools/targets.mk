@@ -24,9 +24,9 @@ TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-py
 
 test:
 	@tools/install-packages $(TEST_PACKAGES)
-	$(MAKE) all guests $(BUILD)/insn-diff
-	$(MAKE) unit CONFIG=asan
-	$(MAKE) fuzz-programs CONFIG=fuzz CC=clang
+	$(MAKE) -j2 all guests $(BUILD)/insn-diff
+	$(MAKE) -j2 unit CONFIG=asan
+	$(MAKE) -j2 fuzz-programs CONFIG=fuzz CC=clang
 	/usr/bin/python3 -m pytest -q -p no:cacheprovider --durations=15 tests
 
 # A long run of one target: make fuzz TARGET=pci [SECONDS=600]
