@@ -1,4 +1,5 @@
 """A machine's life through the command alone: console, signals, reset, power-off, exit codes."""
+import fcntl
 import os
 import pathlib
 import pty
@@ -31,10 +32,25 @@ def command(guest, *args):
             *args]
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def leave_no_machine_behind():
+    yield
+    while STARTED:
+        machine = STARTED.pop()
+        if machine.poll() is None:
+            machine.kill()
+            machine.wait()
+
+
 def start(guest, *args, **kwargs):
     kwargs.setdefault("stdin", subprocess.PIPE)
     kwargs.setdefault("stdout", subprocess.PIPE)
-    return subprocess.Popen(command(guest, *args), stderr=subprocess.PIPE, **kwargs)
+    machine = subprocess.Popen(command(guest, *args), stderr=subprocess.PIPE, **kwargs)
+    STARTED.append(machine)
+    return machine
 
 
 def read_until(fd, word):
@@ -191,9 +207,8 @@ def terminal():
 
 def on_terminal(guest, slave, *args):
     """With the pty as its controlling terminal, as a shell would start it."""
-    return subprocess.Popen(command(guest, *args), stdin=slave, stdout=slave, stderr=subprocess.PIPE,
-                            start_new_session=True,
-                            preexec_fn=lambda: __import__("fcntl").ioctl(0, termios.TIOCSCTTY, 0))
+    return start(guest, *args, stdin=slave, stdout=slave, start_new_session=True,
+                 preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
 
 
 def test_terminal_is_raw_and_comes_back(guest, terminal):
