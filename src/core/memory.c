@@ -267,6 +267,8 @@ void mem_mark_written(struct mem *mem, gpa_t gpa, size_t len)
 
     if (!slot || len == 0)
         return;
+    /* Partner: the engine sets MEM_PAGE_CODE, then reads the bytes; here they are written first. */
+    atomic_thread_fence(memory_order_seq_cst);
     if (len > slot->size - (gpa - slot->gpa))
         len = slot->size - (gpa - slot->gpa);
     first = (gpa - slot->gpa) / PAGE_SIZE;
