@@ -56,3 +56,8 @@ install: all
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/lodge $(DESTDIR)$(PREFIX)/share/man/man1/lodge.1 \
 	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge
+
+bench:
+	@tools/install-packages $(TEST_PACKAGES)
+	$(MAKE) -j2 all
+	bench/boot.py
