@@ -345,16 +345,11 @@ void soft_cache_edge(struct soft_vcpu *cpu)
     atomic_store(&cpu->cache_epoch, epoch);
 }
 
-void soft_jump_context_update(struct soft_vcpu *cpu)
-{
-    cpu->jump_context = cpu->mmu->asid | (uint64_t)cpu->mode << 11 | cpu->jump_generation << 29;
-}
-
 void soft_jump_flush(struct soft_vcpu *cpu)
 {
-    cpu->jump_generation++;
+    cpu->mmu->jump_generation++;
     soft_zero(cpu->mmu->jumped, sizeof(cpu->mmu->jumped));
-    soft_jump_context_update(cpu);
+    soft_context_select(cpu);
 }
 
 void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva)
@@ -562,12 +557,20 @@ static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *bl
     return soft_fetch_page(cpu, next)->gpa == block->gpa2;
 }
 
+static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *block, bool global)
+{
+    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    unsigned hash = soft_mmu_hash(linear, PAGE_SHIFT);
+
+    *jump = (struct soft_jump){.rip = linear, .block = block, .global = global};
+    soft_context_note_jump(cpu->context, jump);
+    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
+}
+
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single)
 {
     struct soft_exec_entry *first;
     struct soft_block *block;
-    struct soft_jump *jump;
-    unsigned hash;
 
     if (unlikely(soft_code_full(cpu->code)))
         cache_recycle_code(cpu);
@@ -582,12 +585,6 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
     if (block == cpu->scratch || block->gpa2 != CACHE_NO_PAGE)
         return block;
     first = soft_fetch_page(cpu, linear);
-    jump = &cpu->jump[soft_jump_index(linear)];
-    jump->rip = linear;
-    jump->context = cpu->jump_context;
-    jump->mask = first->mask == UINT64_MAX ? UINT64_MAX : ~(uint64_t)SOFT_TLB_ASIDS;
-    jump->block = block;
-    hash = soft_mmu_hash(linear, PAGE_SHIFT);
-    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
+    jump_fill(cpu, linear, block, first->mask != UINT64_MAX);
     return block;
 }

@@ -18,11 +18,11 @@
 #define CPU_SOFT_BLOCK_H
 
 #include "core/memory.h"
+#include "cpu/soft/context.h"
 #include "cpu/soft/insn.h"
 #include "cpu/soft/vcpu.h"
 
 #define SOFT_BLOCK_INSNS 64u
-#define SOFT_JUMPS       8192u
 
 struct soft_block {
     gpa_t gpa;
@@ -36,23 +36,15 @@ struct soft_block {
     struct insn insn[];
 };
 
-/* A jump cache entry: linear address to block. */
-struct soft_jump {
-    gva_t rip;
-    uint64_t context, mask;
-    struct soft_block *block;
-};
-
 nodiscard int soft_cache_create(struct mem *mem, struct soft_cache **out);
 void soft_cache_destroy(struct soft_cache *cache);
 
 /* The block at CS:RIP, decoded if need be; may raise #PF, #GP. In `single`, a block of one instruction. */
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single);
 
-/* Jump cache entries made before no longer count. Cheap. */
+/* Jumps cached before no longer count, in any context. Cheap: contexts not in use are wiped when they are again. */
 void soft_jump_flush(struct soft_vcpu *cpu);
 void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva); /* the mapping of one page changed */
-void soft_jump_context_update(struct soft_vcpu *cpu);
 
 /* A vCPU's guest store of 1, 2, 4 or 8 bytes (or any bytes) inside one page that may hold code. */
 void soft_code_store(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa, const void *buf,
@@ -70,10 +62,5 @@ void soft_cache_edge(struct soft_vcpu *cpu);
  * bytes run out: then false. *mode* as in the key. FPU parked. */
 bool soft_decode(struct soft_vcpu *cpu, uint32_t mode, const uint8_t *bytes, unsigned avail,
                  struct insn *out);
-
-static inline uint64_t soft_jump_index(gva_t rip)
-{
-    return (rip ^ (rip >> 12)) & (SOFT_JUMPS - 1);
-}
 
 #endif

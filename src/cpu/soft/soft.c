@@ -156,7 +156,6 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
         atomic_store(&cpu->soft_vm->vcpu[vcpu->index], NULL);
     soft_timer_release(cpu);
     soft_mmu_destroy(cpu);
-    free(cpu->jump);
     free(cpu->scratch);
     free(cpu);
 }
@@ -192,14 +191,11 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
     cpu->base = (struct vcpu){.vm = base, .index = index};
     cpu->cache = vm->cache;
     cpu->code = vm->code;
-    cpu->jump = calloc(SOFT_JUMPS, sizeof(*cpu->jump));
     cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
-    if (!cpu->jump || !cpu->scratch || soft_mmu_create(cpu) < 0) {
+    if (!cpu->scratch || soft_mmu_create(cpu) < 0) {
         soft_vcpu_destroy(&cpu->base);
         return error_set(err, -ENOMEM, "out of memory for a CPU");
     }
-    for (unsigned i = 0; i < SOFT_JUMPS; i++)
-        cpu->jump[i] = (struct soft_jump){.context = UINT64_MAX, .mask = UINT64_MAX};
     cpu->soft_vm = vm;
     cpu_state_reset(&cpu->s, index == 0);
     if (index != 0)

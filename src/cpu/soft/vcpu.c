@@ -118,9 +118,8 @@ void soft_mode_update(struct soft_vcpu *cpu)
     }
     cpu->mode = mode;
     cpu->mmu_index = mode_mmu_index(cpu);
-    cpu->tlb = cpu->mmu->tlb[cpu->mmu_index];
+    soft_context_select(cpu);
     cpu->end_block = true;
-    soft_jump_context_update(cpu);
 }
 
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
@@ -365,9 +364,9 @@ static bool careful(const struct soft_vcpu *cpu)
 static struct soft_block *next_block(struct soft_vcpu *cpu)
 {
     gva_t linear = code_linear(cpu);
-    const struct soft_jump *jump = &cpu->jump[soft_jump_index(linear)];
+    const struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
 
-    if (likely(jump->rip == linear && !((jump->context ^ cpu->jump_context) & jump->mask) &&
+    if (likely(jump->rip == linear &&
                atomic_load_explicit(&jump->block->valid, memory_order_relaxed)))
         return jump->block;
     return soft_block_find(cpu, linear, false);

@@ -24,11 +24,10 @@
 #include "x86/arch.h"
 
 struct soft_vm;
-struct soft_mmu;   /* mmu.h: the TLB */
+struct soft_mmu;   /* mmu.h: translations, and the contexts */
+struct soft_context; /* context.h: the TLB and jump cache in use */
 struct soft_cache; /* block.h: decoded blocks, one per VM */
 struct soft_block;
-struct soft_tlb_entry;
-struct soft_jump;
 struct soft_code;  /* code.h: native stubs */
 
 /* The last x87 instruction that is not a control instruction: where the host recorded a stub's
@@ -109,11 +108,11 @@ struct soft_vcpu {
                            under it was written, TLB flushed, interrupt window opened) */
     bool single_step;   /* RFLAGS.TF was set when this instruction began */
     uint8_t watch_hits; /* data breakpoints this instruction touched: DR6 bits 3:0 */
-    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; only soft_mode_update, STAC and CLAC set it */
+    uint8_t mmu_index;  /* SOFT_MMU_*: the privilege of current data accesses; only soft_mode_update, STAC and CLAC set it */
     _Atomic uint32_t attention; /* SOFT_ATTN_* */
     _Atomic uint8_t sipi_vector;
 
-    struct soft_tlb_entry *tlb; /* the table of mmu_index in *mmu */
+    struct soft_context *context; /* in use, in *mmu; only soft_context_select sets it */
 
     struct soft_event fault;    /* being raised; valid when the run loop is re-entered */
     void *fault_jump[5];        /* __builtin_setjmp buffer of the run loop */
@@ -139,9 +138,6 @@ struct soft_vcpu {
     uint32_t pauses;            /* PAUSE instructions since the last yield */
 
     /* block.c */
-    struct soft_jump *jump;     /* jump cache, owned */
-    uint64_t jump_context;      /* generation, mode and address space that cached jumps must match */
-    uint64_t jump_generation;
     struct soft_block *block;   /* being executed */
     struct soft_block *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
@@ -170,7 +166,7 @@ static inline _Noreturn void soft_raise_gp(struct soft_vcpu *cpu, uint32_t error
     soft_raise_error(cpu, VECTOR_GP, error);
 }
 
-/* Recomputes mode, cpl, mmu_index after a change of what they depend on; sets end_block. vcpu.c */
+/* Recomputes mode, cpl, mmu_index, context after a change of what they depend on; sets end_block. vcpu.c */
 void soft_mode_update(struct soft_vcpu *cpu);
 
 /* Called by the PAUSE handler: gives the host CPU away now and then. vcpu.c */

@@ -1,0 +1,214 @@
+#include "cpu/soft/context.h"
+
+#include "cpu/soft/mmu.h"
+#include "cpu/soft/vcpu.h"
+
+#define TLB_CHUNK  (SOFT_TLB_SIZE / SOFT_CHUNKS)
+#define JUMP_CHUNK (SOFT_JUMPS / SOFT_CHUNKS)
+
+static_assert(SOFT_CHUNKS == 64, "a bit each");
+
+static void tlb_clear(struct soft_tlb_entry *e)
+{
+    e->read = SOFT_TLB_EMPTY;
+    e->write = SOFT_TLB_EMPTY;
+}
+
+/* The guest may put anything into RIP: the one slot where the usual mark is looked for has another. */
+static void jump_clear(struct soft_context *context, struct soft_jump *jump)
+{
+    jump->rip = SOFT_JUMP_EMPTY;
+    if (unlikely(jump == soft_jump_slot(context, SOFT_JUMP_EMPTY)))
+        jump->rip = SOFT_JUMP_EMPTY | 1;
+}
+
+/* The lowest chunk of the set, which it leaves. */
+static unsigned chunk_take(uint64_t *set)
+{
+    unsigned chunk = (unsigned)__builtin_ctzll(*set);
+
+    *set &= *set - 1;
+    return chunk;
+}
+
+/* Of the chunks in `set`: all entries, or those that are not global. */
+static void tlb_wipe(struct soft_context *context, uint64_t set, bool global_too)
+{
+    while (set) {
+        struct soft_tlb_entry *e = &context->tlb[chunk_take(&set) * TLB_CHUNK];
+
+        for (unsigned i = 0; i < TLB_CHUNK; i++) {
+            if (global_too || !e[i].global)
+                tlb_clear(&e[i]);
+        }
+    }
+    context->tlb_local = 0;
+    if (global_too)
+        context->tlb_touched = 0;
+}
+
+static void jump_wipe(struct soft_context *context, uint64_t set, bool global_too)
+{
+    while (set) {
+        struct soft_jump *jump = &context->jump[chunk_take(&set) * JUMP_CHUNK];
+
+        for (unsigned i = 0; i < JUMP_CHUNK; i++) {
+            if (global_too || !jump[i].global)
+                jump_clear(context, &jump[i]);
+        }
+    }
+    context->jump_local = 0;
+    if (global_too)
+        context->jump_touched = 0;
+}
+
+/* An empty TLB now; the jumps go when the context is selected. */
+static void context_reset(struct soft_context *context)
+{
+    if (!context->ready) {
+        context->tlb_touched = UINT64_MAX;
+        context->jump_touched = UINT64_MAX;
+        context->ready = true;
+    }
+    tlb_wipe(context, context->tlb_touched, true);
+    context->jump_generation = 0;
+}
+
+void soft_context_note_tlb(struct soft_context *context, const struct soft_tlb_entry *e)
+{
+    uint64_t chunk = 1ull << ((size_t)(e - context->tlb) / TLB_CHUNK);
+
+    context->tlb_touched |= chunk;
+    context->tlb_local |= e->global ? 0 : chunk;
+}
+
+void soft_context_note_jump(struct soft_context *context, const struct soft_jump *jump)
+{
+    uint64_t chunk = 1ull << ((size_t)(jump - context->jump) / JUMP_CHUNK);
+
+    context->jump_touched |= chunk;
+    context->jump_local |= jump->global ? 0 : chunk;
+}
+
+static struct soft_context *shared_context(struct soft_mmu *mmu, unsigned index)
+{
+    struct soft_context *context = &mmu->context[index];
+
+    if (unlikely(!context->ready))
+        context_reset(context);
+    return context;
+}
+
+/* Finds or recycles a context for the current address space. */
+static unsigned user_find(struct soft_mmu *mmu)
+{
+    unsigned oldest = 0;
+
+    for (unsigned i = 0; i < SOFT_USER_CONTEXTS; i++) {
+        if (mmu->user_asid[i] == mmu->asid)
+            return i;
+        if (mmu->user_used[i] < mmu->user_used[oldest])
+            oldest = i;
+    }
+    context_reset(&mmu->context[SOFT_MMU_USER + oldest]);
+    mmu->user_asid[oldest] = mmu->asid;
+    return oldest;
+}
+
+static struct soft_context *user_context(struct soft_mmu *mmu)
+{
+    if (unlikely(mmu->user_asid[mmu->user] != mmu->asid)) {
+        mmu->user = user_find(mmu);
+        mmu->user_used[mmu->user] = ++mmu->user_clock;
+    }
+    return &mmu->context[SOFT_MMU_USER + mmu->user];
+}
+
+void soft_context_select(struct soft_vcpu *cpu)
+{
+    struct soft_mmu *mmu = cpu->mmu;
+    struct soft_context *context = cpu->mmu_index == SOFT_MMU_USER
+                                       ? user_context(mmu)
+                                       : shared_context(mmu, cpu->mmu_index);
+
+    if (unlikely(context->mode != cpu->mode || context->jump_generation != mmu->jump_generation)) {
+        jump_wipe(context, context->jump_touched, true);
+        context->mode = cpu->mode;
+        context->jump_generation = mmu->jump_generation;
+    }
+    cpu->context = context;
+}
+
+void soft_context_init(struct soft_mmu *mmu)
+{
+    mmu->jump_generation = 1;
+    context_reset(&mmu->context[SOFT_MMU_KERNEL]); /* soft_system_load() looks into it at any time */
+}
+
+void soft_context_flush(struct soft_mmu *mmu)
+{
+    for (unsigned i = 0; i < SOFT_MMU_USER; i++) {
+        if (mmu->context[i].ready)
+            context_reset(&mmu->context[i]);
+    }
+    soft_zero(mmu->user_asid, sizeof(mmu->user_asid));
+    soft_zero(mmu->user_used, sizeof(mmu->user_used));
+}
+
+void soft_context_flush_local(struct soft_mmu *mmu)
+{
+    for (unsigned i = 0; i < SOFT_MMU_USER; i++) {
+        struct soft_context *context = &mmu->context[i];
+
+        tlb_wipe(context, context->tlb_local, false);
+        jump_wipe(context, context->jump_local, false);
+    }
+}
+
+void soft_context_forget(struct soft_mmu *mmu, uint64_t asid)
+{
+    for (unsigned i = 0; i < SOFT_USER_CONTEXTS; i++) {
+        if (mmu->user_asid[i] == asid) {
+            mmu->user_asid[i] = 0;
+            mmu->user_used[i] = 0;
+        }
+    }
+}
+
+/* False: whatever it holds is wiped before use. */
+static bool context_live(const struct soft_mmu *mmu, unsigned i)
+{
+    return i < SOFT_MMU_USER ? mmu->context[i].ready : mmu->user_asid[i - SOFT_MMU_USER] != 0;
+}
+
+void soft_context_drop_page(struct soft_mmu *mmu, gva_t page)
+{
+    for (unsigned i = 0; i < SOFT_CONTEXTS; i++) {
+        struct soft_tlb_entry *e = soft_tlb_slot(&mmu->context[i], page);
+
+        if (context_live(mmu, i) && (e->read == page || e->write == page))
+            tlb_clear(e);
+    }
+}
+
+static void context_revoke(struct soft_context *context, uint64_t host_page)
+{
+    uint64_t set = context->tlb_touched;
+
+    while (set) {
+        struct soft_tlb_entry *e = &context->tlb[chunk_take(&set) * TLB_CHUNK];
+
+        for (unsigned i = 0; i < TLB_CHUNK; i++) {
+            if (host_page == 0 || e[i].write + e[i].addend == host_page)
+                e[i].write = SOFT_TLB_EMPTY;
+        }
+    }
+}
+
+void soft_context_revoke(struct soft_mmu *mmu, uint64_t host_page)
+{
+    for (unsigned i = 0; i < SOFT_CONTEXTS; i++) {
+        if (context_live(mmu, i))
+            context_revoke(&mmu->context[i], host_page);
+    }
+}
