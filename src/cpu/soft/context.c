@@ -3,11 +3,6 @@
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/vcpu.h"
 
-#define TLB_CHUNK  (SOFT_TLB_SIZE / SOFT_CHUNKS)
-#define JUMP_CHUNK (SOFT_JUMPS / SOFT_CHUNKS)
-
-static_assert(SOFT_CHUNKS == 64, "a bit each");
-
 static void tlb_clear(struct soft_tlb_entry *e)
 {
     e->read = SOFT_TLB_EMPTY;
@@ -22,72 +17,97 @@ static void jump_clear(struct soft_context *context, struct soft_jump *jump)
         jump->rip = SOFT_JUMP_EMPTY | 1;
 }
 
-/* The lowest chunk of the set, which it leaves. */
-static unsigned chunk_take(uint64_t *set)
+/* The lowest member of a word of a set, which it leaves. */
+static unsigned take_bit(uint64_t *word)
 {
-    unsigned chunk = (unsigned)__builtin_ctzll(*set);
+    unsigned bit = (unsigned)__builtin_ctzll(*word);
 
-    *set &= *set - 1;
-    return chunk;
+    *word &= *word - 1;
+    return bit;
 }
 
-/* Of the chunks in `set`: all entries, or those that are not global. */
-static void tlb_wipe(struct soft_context *context, uint64_t set, bool global_too)
+static void note(uint64_t *set, size_t index)
 {
-    while (set) {
-        struct soft_tlb_entry *e = &context->tlb[chunk_take(&set) * TLB_CHUNK];
-
-        for (unsigned i = 0; i < TLB_CHUNK; i++) {
-            if (global_too || !e[i].global)
-                tlb_clear(&e[i]);
-        }
-    }
-    context->tlb_local = 0;
-    if (global_too)
-        context->tlb_touched = 0;
+    set[index / 64] |= 1ull << (index % 64);
 }
 
-static void jump_wipe(struct soft_context *context, uint64_t set, bool global_too)
+static void tlb_wipe(struct soft_context *context)
 {
-    while (set) {
-        struct soft_jump *jump = &context->jump[chunk_take(&set) * JUMP_CHUNK];
+    for (unsigned i = 0; i < SOFT_TLB_SIZE / 64; i++) {
+        while (context->filled.tlb[i])
+            tlb_clear(&context->tlb[i * 64 + take_bit(&context->filled.tlb[i])]);
+        context->local.tlb[i] = 0;
+    }
+}
 
-        for (unsigned i = 0; i < JUMP_CHUNK; i++) {
-            if (global_too || !jump[i].global)
-                jump_clear(context, &jump[i]);
+static void jump_wipe(struct soft_context *context)
+{
+    for (unsigned i = 0; i < SOFT_JUMPS / 64; i++) {
+        while (context->filled.jump[i])
+            jump_clear(context, &context->jump[i * 64 + take_bit(&context->filled.jump[i])]);
+        context->local.jump[i] = 0;
+    }
+}
+
+/* A slot may by now hold a global entry. */
+static void tlb_wipe_local(struct soft_context *context)
+{
+    for (unsigned i = 0; i < SOFT_TLB_SIZE / 64; i++) {
+        while (context->local.tlb[i]) {
+            struct soft_tlb_entry *e = &context->tlb[i * 64 + take_bit(&context->local.tlb[i])];
+
+            if (!e->global)
+                tlb_clear(e);
         }
     }
-    context->jump_local = 0;
-    if (global_too)
-        context->jump_touched = 0;
+}
+
+static void jump_wipe_local(struct soft_context *context)
+{
+    for (unsigned i = 0; i < SOFT_JUMPS / 64; i++) {
+        while (context->local.jump[i]) {
+            struct soft_jump *jump = &context->jump[i * 64 + take_bit(&context->local.jump[i])];
+
+            if (!jump->global)
+                jump_clear(context, jump);
+        }
+    }
+}
+
+static void context_begin(struct soft_context *context)
+{
+    for (unsigned i = 0; i < SOFT_TLB_SIZE; i++)
+        tlb_clear(&context->tlb[i]);
+    for (unsigned i = 0; i < SOFT_JUMPS; i++)
+        jump_clear(context, &context->jump[i]);
+    context->ready = true;
 }
 
 /* An empty TLB now; the jumps go when the context is selected. */
 static void context_reset(struct soft_context *context)
 {
-    if (!context->ready) {
-        context->tlb_touched = UINT64_MAX;
-        context->jump_touched = UINT64_MAX;
-        context->ready = true;
-    }
-    tlb_wipe(context, context->tlb_touched, true);
+    if (!context->ready)
+        context_begin(context);
+    tlb_wipe(context);
     context->jump_generation = 0;
 }
 
 void soft_context_note_tlb(struct soft_context *context, const struct soft_tlb_entry *e)
 {
-    uint64_t chunk = 1ull << ((size_t)(e - context->tlb) / TLB_CHUNK);
+    size_t index = (size_t)(e - context->tlb);
 
-    context->tlb_touched |= chunk;
-    context->tlb_local |= e->global ? 0 : chunk;
+    note(context->filled.tlb, index);
+    if (!e->global)
+        note(context->local.tlb, index);
 }
 
 void soft_context_note_jump(struct soft_context *context, const struct soft_jump *jump)
 {
-    uint64_t chunk = 1ull << ((size_t)(jump - context->jump) / JUMP_CHUNK);
+    size_t index = (size_t)(jump - context->jump);
 
-    context->jump_touched |= chunk;
-    context->jump_local |= jump->global ? 0 : chunk;
+    note(context->filled.jump, index);
+    if (!jump->global)
+        note(context->local.jump, index);
 }
 
 static struct soft_context *shared_context(struct soft_mmu *mmu, unsigned index)
@@ -132,7 +152,7 @@ void soft_context_select(struct soft_vcpu *cpu)
                                        : shared_context(mmu, cpu->mmu_index);
 
     if (unlikely(context->mode != cpu->mode || context->jump_generation != mmu->jump_generation)) {
-        jump_wipe(context, context->jump_touched, true);
+        jump_wipe(context);
         context->mode = cpu->mode;
         context->jump_generation = mmu->jump_generation;
     }
@@ -160,8 +180,8 @@ void soft_context_flush_local(struct soft_mmu *mmu)
     for (unsigned i = 0; i < SOFT_MMU_USER; i++) {
         struct soft_context *context = &mmu->context[i];
 
-        tlb_wipe(context, context->tlb_local, false);
-        jump_wipe(context, context->jump_local, false);
+        tlb_wipe_local(context);
+        jump_wipe_local(context);
     }
 }
 
@@ -193,14 +213,14 @@ void soft_context_drop_page(struct soft_mmu *mmu, gva_t page)
 
 static void context_revoke(struct soft_context *context, uint64_t host_page)
 {
-    uint64_t set = context->tlb_touched;
+    for (unsigned i = 0; i < SOFT_TLB_SIZE / 64; i++) {
+        uint64_t filled = context->filled.tlb[i];
 
-    while (set) {
-        struct soft_tlb_entry *e = &context->tlb[chunk_take(&set) * TLB_CHUNK];
+        while (filled) {
+            struct soft_tlb_entry *e = &context->tlb[i * 64 + take_bit(&filled)];
 
-        for (unsigned i = 0; i < TLB_CHUNK; i++) {
-            if (host_page == 0 || e[i].write + e[i].addend == host_page)
-                e[i].write = SOFT_TLB_EMPTY;
+            if (host_page == 0 || e->write + e->addend == host_page)
+                e->write = SOFT_TLB_EMPTY;
         }
     }
 }

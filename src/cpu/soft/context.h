@@ -12,8 +12,8 @@
  * to a block of the mode it was filled in; a context that comes into use in another mode, or after
  * a soft_jump_flush(), first forgets its jumps.
  *
- * Wiping costs what was filled: each table is 64 chunks, with bitmaps of those that hold anything and of those
- * that hold anything not global. Memory nobody touched is not touched here either.
+ * Wiping costs what was filled: bitmaps tell which entries were, and which of them not as global. Without PCIDs
+ * each switch of processes pays it. Memory nobody touched is not touched here either.
  *
  * All run on the vCPU's own thread.
  */
@@ -34,7 +34,6 @@ struct soft_vcpu;
 #define SOFT_JUMPS         2048u
 #define SOFT_JUMP_EMPTY    (1ull << 63) /* not canonical */
 #define SOFT_USER_CONTEXTS 8u
-#define SOFT_CHUNKS        64u
 
 struct soft_tlb_entry {
     uint64_t read, write; /* the linear page for which the access is allowed, or SOFT_TLB_EMPTY */
@@ -52,11 +51,16 @@ struct soft_jump {
 static_assert(sizeof(struct soft_tlb_entry) == 32, "generated code scales by it");
 static_assert(sizeof(struct soft_jump) == 32, "soft_jump_slot() leaves the scaling out");
 
+/* A set of entries of both tables. */
+struct soft_context_set {
+    uint64_t tlb[SOFT_TLB_SIZE / 64], jump[SOFT_JUMPS / 64];
+};
+
 struct soft_context {
     struct soft_tlb_entry tlb[SOFT_TLB_SIZE];
     struct soft_jump jump[SOFT_JUMPS];
-    uint64_t tlb_touched, tlb_local;   /* chunks with entries, with entries that are not global */
-    uint64_t jump_touched, jump_local;
+    struct soft_context_set filled; /* since it was wiped; all others are empty */
+    struct soft_context_set local;  /* of filled: those that may not be global */
     uint64_t jump_generation; /* of soft_mmu when `jump` was last wiped; 0: to be wiped */
     uint32_t mode;            /* SOFT_MODE_* of the jumps */
     bool ready;               /* was used: until then its memory is untouched zeros */
