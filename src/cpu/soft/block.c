@@ -530,7 +530,8 @@ static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, bool s
         cpu->stat_decodes++;
         if (!first.host)
             return scratch_block(cpu, linear);
-        spans = build(cpu, linear, &first, single ? 1 : SOFT_BLOCK_INSNS, cpu->scratch, span);
+        spans = build(cpu, linear, &first, single ? 1 : cpu->soft_vm->tuning.block_insns, cpu->scratch,
+                      span);
         if (single || spans == 0)
             return cpu->scratch;
         block = cache_insert(cpu, cpu->scratch, span, spans, &full);
@@ -633,6 +634,8 @@ void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
     else if (atomic_load_explicit(&block->valid, memory_order_relaxed))
         atomic_store_explicit(&block->native, native, memory_order_release);
     soft_spin_unlock(&cache->lock);
+    if (native && cpu->soft_vm->tuning.flush && native->number % cpu->soft_vm->tuning.flush == 0)
+        soft_code_exhaust(cpu->code);
     soft_spin_unlock(&cache->decode_lock);
     cpu->stat_translated += native != NULL;
 }

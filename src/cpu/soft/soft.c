@@ -20,8 +20,6 @@
 #include "cpu/soft/thread.h"
 #include "cpu/soft/vm.h"
 
-#define CODE_SIZE (32u << 20)
-
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)
 {
     return container_of(vcpu, struct soft_vcpu, base);
@@ -119,11 +117,11 @@ static void soft_vm_release(struct soft_vm *vm)
 /* What it made is in *vm also when it fails. */
 static int soft_vm_make(struct soft_vm *vm, struct mem *mem)
 {
-    int ret = soft_code_create(CODE_SIZE, &vm->code);
+    int ret = soft_code_create(vm->tuning.code_size, &vm->code);
 
     if (ret < 0)
         return ret;
-    ret = soft_jit_create(vm->code, &vm->jit);
+    ret = vm->tuning.interpret ? -ENOTSUP : soft_jit_create(vm->code, &vm->jit);
     if (ret < 0 && ret != -ENOTSUP)
         return ret;
     return soft_cache_create(mem, vm->jit, &vm->cache);
@@ -144,6 +142,11 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
     vm = calloc(1, sizeof(*vm));
     if (!vm)
         return error_set(err, -ENOMEM, "out of memory");
+    if (soft_tuning_parse(getenv("LODGE_SOFT"), &vm->tuning) < 0) {
+        free(vm);
+        return error_set(err, -EINVAL, "LODGE_SOFT has a word that the soft engine does not know "
+                                       "(docs/soft-engine.md lists them)");
+    }
     ret = soft_vm_make(vm, machine->mem);
     if (ret < 0) {
         soft_vm_release(vm);

@@ -37,7 +37,7 @@ void soft_thread_release(struct soft_thread *thread)
     thread->stack = NULL;
 }
 
-/* The kernel would put a frame of any other handler where the guest's RSP points. */
+/* The kernel would put a frame of any other handler where RSP points. */
 static void block_other_signals(struct soft_thread *thread)
 {
     sigset_t set;

@@ -1,5 +1,5 @@
 /*
- * What translated code needs of the thread it runs on: GS's base is the vCPU; and since RSP is the guest's, signal
+ * What translated code needs of the thread it runs on: GS's base is the vCPU; and since RSP is no stack there, signal
  * handlers have a stack of their own, and no signal comes whose handler does not ask for it (SA_ONSTACK).
  */
 #ifndef CPU_SOFT_THREAD_H

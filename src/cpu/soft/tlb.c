@@ -6,6 +6,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/system.h"
+#include "cpu/soft/vm.h"
 
 static void exec_entry_clear(struct soft_exec_entry *e)
 {
@@ -183,7 +184,7 @@ bool soft_tlb_fill(struct soft_vcpu *cpu, unsigned index, gva_t gva, enum soft_a
     bool may_write = access == SOFT_WRITE && soft_code_may_write(cpu, slot, walk->gpa);
 
     large_note(cpu->mmu, gva, walk->shift);
-    if (index == SOFT_MMU_USER_AC || soft_debug_watched(cpu, gva))
+    if (index == SOFT_MMU_USER_AC || soft_debug_watched(cpu, gva) || cpu->soft_vm->tuning.slow)
         return may_write;
     if (e->read != page || e->addend != addend) {
         e->write = SOFT_TLB_EMPTY;

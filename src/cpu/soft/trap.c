@@ -70,7 +70,7 @@ static void trap_save_guest(struct soft_vcpu *cpu, const greg_t *regs, const str
         uint8_t gpr, reg;
     } map[] = {
         {GPR_RAX, REG_RAX}, {GPR_RCX, REG_RCX}, {GPR_RDX, REG_RDX}, {GPR_RBX, REG_RBX},
-        {GPR_RSP, REG_RSP}, {GPR_RBP, REG_RBP}, {GPR_RSI, REG_RSI}, {GPR_RDI, REG_RDI},
+        {GPR_RSP, REG_R9}, {GPR_RBP, REG_RBP}, {GPR_RSI, REG_RSI}, {GPR_RDI, REG_RDI},
         {GPR_R12, REG_R12}, {GPR_R13, REG_R13}, {GPR_R14, REG_R14}, {GPR_R15, REG_R15},
     };
 
@@ -128,6 +128,8 @@ static void trap_handler(int sig, siginfo_t *info, void *context)
     }
     if (trap_translated(cpu, regs, trap))
         return;
+    if (cpu->soft_vm->jit && soft_jit_contains(cpu->soft_vm->jit, (void *)(uintptr_t)regs[REG_RIP]))
+        trap = VECTOR_PF; /* it has no business to fault there */
     if (trap != VECTOR_UD && trap != VECTOR_MF && trap != VECTOR_XM && trap != VECTOR_GP) {
         trap_say("lodge: internal error: native code of the soft engine touched memory it must "
                  "not\n");

@@ -20,7 +20,6 @@
 
 #define DR6_BS (1u << 14)
 #define HALT_SPINS 300u
-#define RUNS_BEFORE_TRANSLATION 8u
 #define PAUSES_PER_YIELD 64u
 
 _Noreturn void soft_raise(struct soft_vcpu *cpu, unsigned vector)
@@ -403,7 +402,7 @@ static bool block_is_hot(const struct soft_vcpu *cpu, struct soft_block *block)
 {
     if (!cpu->soft_vm->jit || block->runs == SOFT_BLOCK_COLD || block == cpu->scratch)
         return false;
-    return ++block->runs == RUNS_BEFORE_TRANSLATION;
+    return ++block->runs == cpu->soft_vm->tuning.runs;
 }
 
 /* Runs a block in the form it has. `link`: how translated code was left for it. Answers the same anew. */

@@ -3,6 +3,7 @@
 #define CPU_SOFT_VM_H
 
 #include "cpu/soft/insn.h"
+#include "cpu/soft/tuning.h"
 #include "cpu/soft/vcpu.h"
 
 #define SOFT_VCPUS_MAX 64u
@@ -15,6 +16,7 @@ struct soft_vm {
     struct soft_code *code;                      /* owned */
     struct soft_jit *jit;                        /* owned; NULL: everything is interpreted */
     struct soft_vcpu *_Atomic vcpu[SOFT_VCPUS_MAX]; /* borrowed; by index */
+    struct soft_tuning tuning;
     _Atomic uint32_t exclusive;                  /* index + 1 of the vCPU that runs alone, or 0 */
     uint32_t host_tsc_khz;
     _Atomic int64_t tsc_offset;                  /* the vCPUs' common one (soft_tsc_set) */

@@ -128,7 +128,7 @@ static bool load_target(struct jit_translation *t, unsigned reg)
         if (jit_in_memory(gpr))
             asm_load(&t->a, reg, jit_gpr(gpr));
         else
-            asm_mov(&t->a, reg, gpr);
+            asm_mov(&t->a, reg, jit_host(gpr));
         return true;
     }
     m = jit_look_up(t, op, false, &cold);
@@ -173,11 +173,11 @@ void jit_jcc(struct jit_translation *t)
 static void push_return_address(struct jit_translation *t)
 {
     unsigned cold;
-    struct asm_mem slot = jit_look_up_base(t, GPR_RSP, -8, 8, true, &cold);
+    struct asm_mem slot = jit_look_up_base(t, JIT_RSP, -8, 8, true, &cold);
 
     load_rip(t, JIT_T0, (int64_t)t->i->offset + t->i->z.length);
     asm_store(&t->a, slot, JIT_T0);
-    asm_lea(&t->a, GPR_RSP, asm_base(GPR_RSP, -8));
+    asm_lea(&t->a, JIT_RSP, asm_base(JIT_RSP, -8));
 }
 
 /* T2: where to. Nothing is changed before both the target and the stack are known to be good. */
@@ -215,9 +215,9 @@ void jit_ret(struct jit_translation *t)
     struct asm_mem slot;
 
     jit_poll(t);
-    slot = jit_look_up_base(t, GPR_RSP, 0, 8, false, &cold);
+    slot = jit_look_up_base(t, JIT_RSP, 0, 8, false, &cold);
     asm_load(&t->a, JIT_T0, slot);
     jit_cold_call(t, look_up_jump(t, JIT_T0));
-    asm_lea(&t->a, GPR_RSP, asm_base(GPR_RSP, 8 + (int32_t)t->i->in->imm));
+    asm_lea(&t->a, JIT_RSP, asm_base(JIT_RSP, 8 + (int32_t)t->i->in->imm));
     jump_to_found(t);
 }

@@ -214,6 +214,11 @@ static const struct soft_native *native_at(const struct soft_jit *jit, uint32_t 
     return low < jit->count && jit->native[low]->start <= offset ? jit->native[low] : NULL;
 }
 
+bool soft_jit_contains(const struct soft_jit *jit, const void *address)
+{
+    return native_at(jit, (uint32_t)((const uint8_t *)address - jit->exec)) != NULL;
+}
+
 const struct jit_trap *soft_jit_trap(const struct soft_jit *jit, const void *address)
 {
     uint32_t offset = (uint32_t)((const uint8_t *)address - jit->exec);

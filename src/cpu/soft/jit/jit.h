@@ -2,8 +2,9 @@
  * The translator: decoded blocks that run often become host code. docs/soft-engine.md tells how.
  *
  * The guest and the host speak the same instruction set, so most instructions are written again as they are.
- * While translated code runs, guest RAX to RDI and R12 to R15 are in the host's registers of the
- * same name, guest R8 to R11 in s.gpr; the host's R8 to R11 are the translator's own (translate.h). GS's
+ * While translated code runs, guest RAX to RDI (but RSP) and R12 to R15 are in the host's
+ * registers of the same name, RSP in R9, guest R8 to R11 in s.gpr; the host's R8, R10, R11 and RSP are the
+ * translator's own (translate.h). GS's
  * base is the vCPU. Arithmetic flags are in the host's flags register or in jit_flags. RIP is known by code_page and
  * the place in the code. The guest's extended state is in the host's registers (fpu_live).
  *
@@ -61,6 +62,7 @@ struct jit_trap {
 /* The translation of a block. */
 struct soft_native {
     struct soft_block *block;
+    uint32_t number;       /* counts translations since the last reset, from 1 */
     uint32_t start, end;   /* offsets in the buffer */
     uint32_t entry_live;   /* flags in the host's register */
     uint32_t entry_saved;  /* flags in jit_flags */
@@ -114,6 +116,8 @@ void soft_jit_remove(struct soft_jit *jit, struct soft_native *native);
 
 /* The host faulted at this address in translated code: who was there. NULL: none of it. Async-signal-safe. */
 const struct jit_trap *soft_jit_trap(const struct soft_jit *jit, const void *address);
+
+bool soft_jit_contains(const struct soft_jit *jit, const void *address); /* async-signal-safe */
 
 static inline const void *soft_jit_address(const struct soft_jit *jit, uint32_t offset)
 {

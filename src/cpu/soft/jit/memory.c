@@ -52,7 +52,7 @@ void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsig
         asm_load(&t->a, reg, JIT_FIELD(code_page));
         m.base = (uint8_t)reg;
     } else if (base >= 0) {
-        m.base = (uint8_t)base;
+        m.base = (uint8_t)jit_host((unsigned)base);
         if (jit_in_memory((unsigned)base)) {
             asm_load(&t->a, reg, jit_gpr((unsigned)base));
             m.base = (uint8_t)reg;
@@ -76,15 +76,15 @@ void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsig
 }
 
 /* Entry by the page of the first byte, tag by that of the last: crossing a page misses. */
-struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned gpr, int32_t disp,
+struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
                                 unsigned size, bool write, unsigned *cold)
 {
     struct asm_code *a = &t->a;
-    unsigned address = gpr;
+    unsigned address = host;
 
     jit_flags_save(t);
     if (disp) {
-        asm_lea(a, JIT_T0, asm_base(gpr, disp));
+        asm_lea(a, JIT_T0, asm_base(host, disp));
         address = JIT_T0;
     }
     asm_ror(a, JIT_T1, address, PAGE_SHIFT - ENTRY_SHIFT);
@@ -98,7 +98,7 @@ struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned gpr, int32_t
                asm_indexed(JIT_CTX, JIT_T1, write ? TLB_OFFSET(write) : TLB_OFFSET(read)));
     *cold = jit_cold_call(t, asm_jcc(a, ASM_CC_NE, 0));
     asm_load(a, JIT_T1, asm_indexed(JIT_CTX, JIT_T1, TLB_OFFSET(addend)));
-    return asm_indexed(gpr, JIT_T1, disp);
+    return asm_indexed(host, JIT_T1, disp);
 }
 
 struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand *op, bool write,
@@ -109,7 +109,7 @@ struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand 
 
     if (base >= 0 && !jit_in_memory((unsigned)base) && op->mem.index == ZYDIS_REGISTER_NONE &&
         !in_segment(op))
-        return jit_look_up_base(t, (unsigned)base, (int32_t)op->mem.disp.value, size, write, cold);
+        return jit_look_up_base(t, jit_host((unsigned)base), (int32_t)op->mem.disp.value, size, write, cold);
     jit_address(t, op, JIT_T2);
     return jit_look_up_base(t, JIT_T2, 0, size, write, cold);
 }

@@ -53,9 +53,13 @@ static bool plan_registers(struct plan *plan, const struct jit_insn *i, const ui
         struct loan *loan;
         uint8_t *field;
 
-        if (gpr < 0 || !jit_in_memory((unsigned)gpr))
+        if (gpr < 0 || (gpr != GPR_RSP && !jit_in_memory((unsigned)gpr)))
             continue;
         field = field_of(&plan->r, op);
+        if (field && gpr == GPR_RSP) {
+            *field = JIT_RSP;
+            continue;
+        }
         loan = field ? borrow(plan, (unsigned)gpr, scratch, scratches) : NULL;
         if (!loan)
             return false;
@@ -166,7 +170,7 @@ void jit_lea(struct jit_translation *t)
     const ZydisDecodedOperand *op = &i->operand[1];
     unsigned to = (unsigned)insn_gpr(i->operand[0].reg.value);
     bool lent = jit_in_memory(to);
-    struct reencode r = {lent ? JIT_T2 : REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP,
+    struct reencode r = {(uint8_t)(lent ? JIT_T2 : jit_host(to)), REENCODE_KEEP, REENCODE_KEEP,
                          REENCODE_KEEP, true, asm_base(JIT_T0, 0)};
 
     jit_address(t, op, JIT_T0);

@@ -3,16 +3,17 @@
 
 static void move_rsp(struct jit_translation *t, int32_t by)
 {
-    asm_lea(&t->a, GPR_RSP, asm_base(GPR_RSP, by)); /* LEA: the flags stay */
+    asm_lea(&t->a, JIT_RSP, asm_base(JIT_RSP, by)); /* LEA: the flags stay */
 }
 
 static void push_register(struct jit_translation *t, struct asm_mem slot, unsigned gpr)
 {
     if (jit_in_memory(gpr)) {
         asm_load(&t->a, JIT_T0, jit_gpr(gpr));
-        gpr = JIT_T0;
+        asm_store(&t->a, slot, JIT_T0);
+        return;
     }
-    asm_store(&t->a, slot, gpr);
+    asm_store(&t->a, slot, jit_host(gpr));
 }
 
 void jit_push(struct jit_translation *t)
@@ -23,7 +24,7 @@ void jit_push(struct jit_translation *t)
 
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
         asm_load(&t->a, JIT_T2, jit_look_up(t, op, false, &memory_cold));
-    slot = jit_look_up_base(t, GPR_RSP, -8, 8, true, &cold);
+    slot = jit_look_up_base(t, JIT_RSP, -8, 8, true, &cold);
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         asm_store(&t->a, slot, JIT_T2);
     } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
@@ -41,14 +42,14 @@ void jit_push(struct jit_translation *t)
 void jit_pop(struct jit_translation *t)
 {
     unsigned gpr = (unsigned)insn_gpr(t->i->operand[0].reg.value), cold;
-    struct asm_mem slot = jit_look_up_base(t, GPR_RSP, 0, 8, false, &cold);
+    struct asm_mem slot = jit_look_up_base(t, JIT_RSP, 0, 8, false, &cold);
 
     if (jit_in_memory(gpr)) {
         asm_load(&t->a, JIT_T0, slot);
         asm_store(&t->a, jit_gpr(gpr), JIT_T0);
         move_rsp(t, 8);
     } else {
-        asm_load(&t->a, gpr, slot);
+        asm_load(&t->a, jit_host(gpr), slot);
         if (gpr != GPR_RSP)
             move_rsp(t, 8);
     }
@@ -61,7 +62,7 @@ void jit_leave_frame(struct jit_translation *t)
     struct asm_mem slot = jit_look_up_base(t, GPR_RBP, 0, 8, false, &cold);
 
     asm_load(&t->a, JIT_T0, slot);
-    asm_lea(&t->a, GPR_RSP, asm_base(GPR_RBP, 8));
+    asm_lea(&t->a, JIT_RSP, asm_base(GPR_RBP, 8));
     asm_mov(&t->a, GPR_RBP, JIT_T0);
     jit_cold_resume(t, cold);
 }

@@ -3,9 +3,9 @@
 
 #include "cpu/soft/jit/translate.h"
 
-/* Guest registers that are in the host's while translated code runs; RSP is the last to be loaded. */
-static const uint8_t in_registers[] = {GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RBP, GPR_RSI,
-                                       GPR_RDI, GPR_R12, GPR_R13, GPR_R14, GPR_R15, GPR_RSP};
+/* Guest registers that are in the host's while translated code runs. */
+static const uint8_t in_registers[] = {GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP,
+                                       GPR_RSI, GPR_RDI, GPR_R12, GPR_R13, GPR_R14, GPR_R15};
 /* What a C function may expect to find again (System V ABI). */
 static const uint8_t callee_saved[] = {GPR_RBX, GPR_RBP, GPR_R12, GPR_R13, GPR_R14, GPR_R15};
 
@@ -26,14 +26,15 @@ static void pop(struct asm_code *a, unsigned reg)
 static void load_guest(struct asm_code *a)
 {
     for (unsigned i = 0; i < sizeof(in_registers); i++)
-        asm_load(a, in_registers[i], jit_gpr(in_registers[i]));
+        asm_load(a, jit_host(in_registers[i]), jit_gpr(in_registers[i]));
+    asm_load(a, JIT_CTX, JIT_FIELD(context));
 }
 
 /* The host's stack from here on. */
 static void store_guest(struct asm_code *a)
 {
     for (unsigned i = 0; i < sizeof(in_registers); i++)
-        asm_store(a, jit_gpr(in_registers[i]), in_registers[i]);
+        asm_store(a, jit_gpr(in_registers[i]), jit_host(in_registers[i]));
     asm_load(a, GPR_RSP, JIT_FIELD(host_rsp));
 }
 
@@ -45,7 +46,6 @@ static void thunk_enter(struct soft_jit *jit, struct asm_code *a)
     asm_lea(a, GPR_RSP, asm_base(GPR_RSP, -8)); /* aligned for calls */
     asm_store(a, JIT_FIELD(host_rsp), GPR_RSP);
     asm_store(a, JIT_FIELD(jit_target), GPR_RSI);
-    asm_load(a, JIT_CTX, JIT_FIELD(context));
     load_guest(a);
     asm_jmp_mem(a, JIT_FIELD(jit_target));
 }
@@ -68,7 +68,6 @@ static uint32_t thunk_leave(struct soft_jit *jit, struct asm_code *a)
 static void thunk_resume(struct soft_jit *jit, struct asm_code *a)
 {
     jit->thunk[JIT_RESUME] = a->at;
-    asm_load(a, JIT_CTX, JIT_FIELD(context));
     jit_emit_flags_load(a);
     load_guest(a);
     asm_jmp_mem(a, JIT_FIELD(jit_target));

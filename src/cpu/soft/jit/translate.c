@@ -322,7 +322,8 @@ struct soft_native *soft_jit_translate(struct soft_vcpu *cpu, struct soft_block 
     t.a.end = t.a.at + room;
     t.i = &t.work->insn[0];
     t.native = meta_take(jit, sizeof(*t.native));
-    *t.native = (struct soft_native){.block = block, .start = t.a.at};
+    *t.native =
+        (struct soft_native){.block = block, .number = jit->count + 1, .start = t.a.at};
     emit_entries(&t);
     emit_body(&t);
     emit_cold(&t);

@@ -9,16 +9,27 @@
 #include "cpu/soft/jit/reencode.h"
 #include "cpu/soft/mmu.h"
 
-/* The host's registers that are not the guest's. */
-#define JIT_T2  8u  /* scratch; the address of an operand */
-#define JIT_CTX 9u  /* struct soft_context in use */
-#define JIT_T0  10u /* scratch */
-#define JIT_T1  11u /* scratch; index into the TLB, then what to add to the address */
+/*
+ * The host's registers that are not the guest's of the same name. The guest's RSP cannot be in the host's: it may be
+ * no canonical address, with which the host's kernel cannot return from an interrupt. The context's address
+ * can, as signals have a stack of their own.
+ */
+#define JIT_CTX GPR_RSP /* struct soft_context in use */
+#define JIT_RSP 9u      /* the guest's RSP */
+#define JIT_T0  10u     /* scratch */
+#define JIT_T1  11u     /* scratch; index into the TLB, then what to add to the address */
+#define JIT_T2  8u      /* scratch; the address of an operand */
 
 /* Guest registers that live in s.gpr instead. */
 static inline bool jit_in_memory(unsigned gpr)
 {
     return gpr >= 8 && gpr <= 11;
+}
+
+/* Where any other is. */
+static inline unsigned jit_host(unsigned gpr)
+{
+    return gpr == GPR_RSP ? JIT_RSP : gpr;
 }
 
 #define JIT_FIELD(member) asm_gs(offsetof(struct soft_vcpu, member))
@@ -114,8 +125,8 @@ void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsig
  * Answers how to address it on the host; uses T0, T1 and perhaps T2. The flags are saved. */
 struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand *op, bool write,
                            unsigned *cold);
-/* The same for [gpr + disp], gpr one that lives in the host's register. */
-struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned gpr, int32_t disp,
+/* The same for [host + disp], `host` one of the host's registers other than T0 and T1. */
+struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
                                 unsigned size, bool write, unsigned *cold);
 
 /* ---- translate.c ---- */
