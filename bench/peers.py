@@ -21,6 +21,7 @@ TCG = {"tcg-max": "max", "tcg-nehalem": "Nehalem"}
 
 # A peer that prints nothing for so long hangs; the longest jobs and a limit per workload (main.c) lie below it.
 SILENCE_SECONDS = 300
+LIMIT_SECONDS = 3600
 
 
 class Machine:
@@ -50,8 +51,8 @@ class Machine:
 
 
 def lines_of(command, until=None, silence=SILENCE_SECONDS, started=None, **options):
-    """Starts the command and yields (seconds since the start, line). Ends it after `silence`, or once `until` is seen in
-    what has no newline yet. `started` is called with the process."""
+    """Starts the command and yields (seconds since the start, line). Ends it after `silence` or LIMIT_SECONDS, or once
+    `until` is seen in what has no newline yet. `started` is called with the process."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     try:
@@ -68,7 +69,7 @@ def lines_of(command, until=None, silence=SILENCE_SECONDS, started=None, **optio
                     complete.append(rest)
                 for line in complete:
                     yield now, line.decode(errors="replace").strip()
-                if not data or (until and until in rest):
+                if not data or now > LIMIT_SECONDS or (until and until in rest):
                     return
     finally:
         process.kill()
@@ -87,17 +88,17 @@ def native_command(names, ms):
 
 def native_jobs_command(names, ms):
     inside = f"mount -t proc proc {IMAGE}/root/proc; exec chroot {IMAGE}/root /mnt/jobs {ms} {' '.join(names)}"
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", inside]
+    return [*([] if os.getuid() == 0 else ["sudo"]), "unshare", "--mount", "--propagation", "private", "sh", "-c", inside]
 
 
-RESULT = re.compile(r"^([a-z0-9_-]+) (failed|skipped|rate|seconds|[0-9.]+) ?(.*)$")
+RESULT = re.compile(r"^([a-z0-9_-]+) (failed|skipped|bytes-per-second|per-second|[0-9.]+) ?(.*)$")
 
 
 class Run:
     """What one start of one peer printed: values by workload (nanoseconds, or a string that says why not)."""
 
-    def __init__(self):
-        self.values = {}
+    def __init__(self, values=None):
+        self.values = values or {}
         self.to_init = None    # seconds from the process's start to the guest's first program
         self.clock_drift = None  # guest's time over host's time, less one
         self.ended = False
@@ -130,9 +131,9 @@ class Run:
         if first in ("failed", "skipped"):
             return f"{first}: {second}" if second else first
         try:
-            if first == "rate":  # bytes a second -> ns a KiB
-                return 1024e9 / float(second)
-            return float(second) * 1e9 if first == "seconds" else float(first)
+            if first == "bytes-per-second":
+                return 1024e9 / float(second)  # ns for each KiB
+            return 1e9 / float(second) if first == "per-second" else float(first)
         except (ValueError, ZeroDivisionError):
             return "failed: odd output"
 

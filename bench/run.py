@@ -22,6 +22,7 @@ from peers import IMAGE, WORK, Machine, measure
 
 JOBS = ["gcc", "gzip", "zstd", "unzstd", "python-start", "python-loop", "shell", "find", "sqlite", "openssl-sha256",
         "openssl-aes", "openssl-rsa"]
+QUICK_JOBS = ["gcc", "zstd", "python-loop", "shell", "find", "openssl-rsa"]
 BOOTS = ["kernel-to-init-1cpu", "kernel-to-init-2cpu", "debian-to-login-1cpu", "debian-to-login-2cpu"]
 
 
@@ -31,6 +32,7 @@ class Bench:
         self.results = {}  # workload -> (class, {peer: [value of each round]})
         self.drifts = []   # (peer, what, guest's time over host's less one)
         self.workloads = {}
+        self.has_image = True
         self.tcg = [] if options.no_tcg else ["tcg-max"] if options.quick else list(peers.TCG)
         self.all = ["native", "lodge", *self.tcg]
 
@@ -69,12 +71,15 @@ class Bench:
             self.add(report.TIMES, "two-cpus", peer, 2 * one / two if good else two if isinstance(two, str) else one)
 
     def whole(self):
-        names = [name for name in JOBS if self.wants("whole", name)]
+        names = [name for name in (QUICK_JOBS if self.options.quick else JOBS) if self.wants("whole", name)]
         machine = Machine("root=/dev/vda ro init=/usr/local/sbin/lodge-bench", IMAGE / "vmlinuz", IMAGE / "initrd", memory=1024,
                           disks=[(IMAGE / "disk.raw", True), (WORK / "payload.raw", True)])
         for peer in self.all if names else ():
             self.say("whole programs", peer)
-            self.keep(peer, "whole programs", measure(peer, names, self.options.ms, machine, jobs=True), lambda name: "whole")
+            run = peers.Run(dict.fromkeys(names, "failed: no image"))
+            if self.has_image:
+                run = measure(peer, names, self.options.ms, machine, jobs=True)
+            self.keep(peer, "whole programs", run, lambda name: "whole")
 
     def boots(self):
         for name in BOOTS:
@@ -91,8 +96,9 @@ class Bench:
         run = peers.one_start(peer, [], 0, Machine(memory=256, cpus=cpus), False, None)
         return run.to_init if run.ended else None
 
-    @staticmethod
-    def boot_to_login(peer, cpus):
+    def boot_to_login(self, peer, cpus):
+        if not self.has_image:
+            return "failed: no image"
         with tempfile.TemporaryDirectory(dir=WORK) as folder:
             disk = pathlib.Path(folder) / "disk.raw"
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", IMAGE / "disk.raw", disk], check=True)
@@ -117,7 +123,11 @@ class Bench:
         listing = subprocess.run([WORK / "bench", "--list"], stdout=subprocess.PIPE, text=True, check=True).stdout
         self.workloads = {name: (class_, int(cpus)) for name, class_, cpus in map(str.split, listing.splitlines())}
         if any(self.wants("whole", name) for name in JOBS) or any(self.wants("boot", name) for name in BOOTS[2:]):
-            peers.prepare_image()
+            try:
+                peers.prepare_image()
+            except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+                self.has_image = False
+                print(f"no Debian image, so no whole programs: {error}", file=sys.stderr)
         for number in range(self.options.rounds):
             print(f"round {number + 1} of {self.options.rounds}", file=sys.stderr)
             for part in (self.small, self.smp, self.whole, self.boots, self.footprint):

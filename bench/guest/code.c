@@ -1,4 +1,4 @@
-// Code that changes: patched and called again, or written and run once.
+/* Code that changes: patched and called again, or written and run once. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -23,11 +23,12 @@ static uint32_t call(const uint8_t *function)
 
 static const char *code_make(void)
 {
-    code = mmap(NULL, CODE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    code = mmap(NULL, CODE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS,
+                -1, 0);
     return code == MAP_FAILED ? "no memory that is writable and executable" : NULL;
 }
 
-// mov $imm32, %eax; ret
+/* mov $imm32, %eax; ret */
 static const char *patched_setup(void)
 {
     const char *why = code_make();
@@ -46,25 +47,26 @@ static void patched_run(uint64_t n)
     }
 }
 
-// Writes a function of about 100 bytes that computes what the seed says, returns what it must return.
+/* Writes a function of about 100 bytes that computes what the seed says, returns what it must
+ * return. */
 static uint32_t fresh_write(uint8_t *at, uint32_t seed)
 {
     uint32_t result = seed;
-    put(&at, "\xb8", 1); // mov $seed, %eax
+    put(&at, "\xb8", 1); /* mov $seed, %eax */
     put(&at, &seed, 4);
     for (int i = 0; i < 12; i++) {
         uint32_t operand = seed * 2654435761u + (uint32_t)i;
         switch ((seed >> i) % 3) {
         case 0:
-            put(&at, "\x05", 1); // add $operand, %eax
+            put(&at, "\x05", 1); /* add $operand, %eax */
             result += operand;
             break;
         case 1:
-            put(&at, "\x35", 1); // xor $operand, %eax
+            put(&at, "\x35", 1); /* xor $operand, %eax */
             result ^= operand;
             break;
         default:
-            put(&at, "\x69\xc0", 2); // imul $operand, %eax, %eax
+            put(&at, "\x69\xc0", 2); /* imul $operand, %eax, %eax */
             result *= operand;
         }
         put(&at, &operand, 4);

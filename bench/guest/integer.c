@@ -1,11 +1,22 @@
-// Integer work, branches, calls, pointer chasing.
+/* Integer work, branches, calls, pointer chasing. */
 #include <string.h>
 
 #include "bench.h"
 
-// --- an interpreter of byte code: a sieve of primes ---
+/* --- an interpreter of byte code: a sieve of primes --- */
 
-enum { OP_SET, OP_MOVE, OP_ADD, OP_ADD_IMM, OP_LOAD, OP_STORE, OP_JUMP_LESS, OP_JUMP_ZERO, OP_JUMP, OP_STOP };
+enum {
+    OP_SET,
+    OP_MOVE,
+    OP_ADD,
+    OP_ADD_IMM,
+    OP_LOAD,
+    OP_STORE,
+    OP_JUMP_LESS,
+    OP_JUMP_ZERO,
+    OP_JUMP,
+    OP_STOP
+};
 enum { I, J, COUNT, FLAG, ONE, LIMIT, REGS };
 
 struct insn {
@@ -16,26 +27,26 @@ struct insn {
 enum { SIEVE = 2000 };
 
 static const struct insn sieve[] = {
-    {OP_SET, I, 0, 2},           // 0
-    {OP_SET, COUNT, 0, 0},       // 1
-    {OP_SET, ONE, 0, 1},         // 2
-    {OP_SET, LIMIT, 0, SIEVE},   // 3
-    {OP_LOAD, FLAG, I, 0},       // 4: the next candidate
-    {OP_JUMP_ZERO, FLAG, 0, 8},  // 5
-    {OP_STORE, FLAG, I, 0},      // 6: composite: clear the mark for the next run
-    {OP_JUMP, 0, 0, 14},         // 7
-    {OP_ADD_IMM, COUNT, 0, 1},   // 8: prime
-    {OP_MOVE, J, I, 0},          // 9
-    {OP_JUMP, 0, 0, 12},         // 10
-    {OP_STORE, ONE, J, 1},       // 11
-    {OP_ADD, J, I, 0},           // 12
-    {OP_JUMP_LESS, J, LIMIT, 11}, // 13
-    {OP_ADD_IMM, I, 0, 1},       // 14
-    {OP_JUMP_LESS, I, LIMIT, 4}, // 15
+    {OP_SET, I, 0, 2},            /* 0 */
+    {OP_SET, COUNT, 0, 0},        /* 1 */
+    {OP_SET, ONE, 0, 1},          /* 2 */
+    {OP_SET, LIMIT, 0, SIEVE},    /* 3 */
+    {OP_LOAD, FLAG, I, 0},        /* 4: the next candidate */
+    {OP_JUMP_ZERO, FLAG, 0, 8},   /* 5 */
+    {OP_STORE, FLAG, I, 0},       /* 6: composite: clear the mark for the next run */
+    {OP_JUMP, 0, 0, 14},          /* 7 */
+    {OP_ADD_IMM, COUNT, 0, 1},    /* 8: prime */
+    {OP_MOVE, J, I, 0},           /* 9 */
+    {OP_JUMP, 0, 0, 12},          /* 10 */
+    {OP_STORE, ONE, J, 1},        /* 11 */
+    {OP_ADD, J, I, 0},            /* 12 */
+    {OP_JUMP_LESS, J, LIMIT, 11}, /* 13 */
+    {OP_ADD_IMM, I, 0, 1},        /* 14 */
+    {OP_JUMP_LESS, I, LIMIT, 4},  /* 15 */
     {OP_STOP, 0, 0, 0},
 };
 
-// STORE writes its immediate. Returns the number of primes.
+/* STORE writes its immediate. Returns the number of primes. */
 static NOINLINE int64_t interpret(const struct insn *code, uint8_t *memory)
 {
     int64_t reg[REGS] = {0};
@@ -47,8 +58,14 @@ static NOINLINE int64_t interpret(const struct insn *code, uint8_t *memory)
         case OP_ADD_IMM: reg[in->a] += in->imm; break;
         case OP_LOAD: reg[in->a] = memory[reg[in->b]]; break;
         case OP_STORE: memory[reg[in->b]] = (uint8_t)in->imm; break;
-        case OP_JUMP_LESS: if (reg[in->a] < reg[in->b]) in = code + in->imm - 1; break;
-        case OP_JUMP_ZERO: if (reg[in->a] == 0) in = code + in->imm - 1; break;
+        case OP_JUMP_LESS:
+            if (reg[in->a] < reg[in->b])
+                in = code + in->imm - 1;
+            break;
+        case OP_JUMP_ZERO:
+            if (reg[in->a] == 0)
+                in = code + in->imm - 1;
+            break;
         case OP_JUMP: in = code + in->imm - 1; break;
         default: return reg[COUNT];
         }
@@ -64,12 +81,12 @@ const char *interpreter_setup(void)
 
 void interpreter_run(uint64_t n)
 {
-    uint8_t memory[SIEVE] = {0}; // on the stack: two threads run this
+    uint8_t memory[SIEVE] = {0}; /* on the stack: two threads run this */
     while (n--)
         USE(interpret(sieve, memory));
 }
 
-// --- sums ---
+/* --- sums --- */
 
 enum { SUM_BYTES = 16384 };
 static uint8_t *text;
@@ -83,11 +100,12 @@ static NOINLINE uint32_t crc32(const uint8_t *data, size_t size)
     return ~crc;
 }
 
-// Words of a small vocabulary: compressible, like text.
+/* Words of a small vocabulary: compressible, like text. */
 static void fill_text(size_t size)
 {
-    static const char words[16][8] = {"guest", "host", "exit", "page", "the", "of", "and", "register",
-                                      "table", "entry", "is", "clock", "a", "write", "to", "read"};
+    static const char words[16][8] = {"guest", "host",     "exit",  "page",  "the", "of",
+                                      "and",   "register", "table", "entry", "is",  "clock",
+                                      "a",     "write",    "to",    "read"};
     uint32_t random = 1;
     text = take(size + 16);
     for (size_t at = 0; at < size;) {
@@ -118,11 +136,11 @@ static void crc_run(uint64_t n)
         USE(crc32(text, SUM_BYTES));
 }
 
-// FIPS 180-4.
+/* FIPS 180-4. */
 static uint32_t sha_k[64];
 static uint32_t sha_start[8];
 
-// The first 32 bits of the fraction of p's root of the given degree.
+/* The first 32 bits of the fraction of p's root of the given degree. */
 static uint32_t root_fraction(uint32_t p, int degree)
 {
     unsigned __int128 power = (unsigned __int128)p << 32 * degree;
@@ -151,15 +169,18 @@ static void sha_block(uint32_t state[8], const uint8_t *data)
     }
     for (int i = 16; i < 64; i++) {
         uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + w[i - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+        w[i] = w[i - 16] + w[i - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) +
+               (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
     }
     memcpy(v, state, sizeof v);
-    for (int i = 0; i < 64; i += 8) // the roles of the eight move on by one at each step
+    for (int i = 0; i < 64; i += 8) /* the roles of the eight move on by one at each step */
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
             uint32_t a = v[-j & 7], b = v[(1 - j) & 7], c = v[(2 - j) & 7], e = v[(4 - j) & 7];
-            uint32_t f = v[(5 - j) & 7], g = v[(6 - j) & 7], *d = &v[(3 - j) & 7], *h = &v[(7 - j) & 7];
-            *h += (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) + sha_k[i + j] + w[i + j];
+            uint32_t f = v[(5 - j) & 7], g = v[(6 - j) & 7], *d = &v[(3 - j) & 7],
+                     *h = &v[(7 - j) & 7];
+            *h += (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) +
+                  sha_k[i + j] + w[i + j];
             *d += *h;
             *h += (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
         }
@@ -200,7 +221,7 @@ static void sha_run(uint64_t n)
         USE(sha256_blocks(text, SUM_BYTES / 64));
 }
 
-// --- sorting: quicksort, insertion for short runs ---
+/* --- sorting: quicksort, insertion for short runs --- */
 
 enum { SORTED = 4096 };
 static uint32_t *shuffled, *sorted;
@@ -233,7 +254,7 @@ static void quicksort(uint32_t *a, int64_t low, int64_t high)
     }
 }
 
-// Another order each time, so that no branch predictor learns it by heart.
+/* Another order each time, so that no branch predictor learns it by heart. */
 static void sort_run(uint64_t n)
 {
     static uint32_t salt = 1;
@@ -258,7 +279,7 @@ static const char *sort_setup(void)
     return NULL;
 }
 
-// --- a hash table with open addresses: 1024 look-ups, half of them hits ---
+/* --- a hash table with open addresses: 1024 look-ups, half of them hits --- */
 
 enum { SLOTS = 16384, KEYS = 8192 };
 static uint64_t *slots;
@@ -306,11 +327,11 @@ static const char *hash_setup(void)
     return NULL;
 }
 
-// --- compression in the manner of LZ: (literals, length, distance), one hashed candidate ---
+/* --- compression in the manner of LZ: (literals, length, distance), one hashed candidate --- */
 
 enum { LZ_BYTES = 65536 };
 static uint8_t *packed;
-static uint16_t *lz_last; // position + 1 by hash of four bytes
+static uint16_t *lz_last; /* position + 1 by hash of four bytes */
 
 static uint32_t word_at(size_t at)
 {
@@ -330,7 +351,7 @@ static NOINLINE size_t lz_pack(void)
         *last = (uint16_t)(at + 1);
         if (from == 0 || word_at(from - 1) != word || literals == 255) {
             at++;
-            if (literals++ == 255) { // a full run of literals without a match
+            if (literals++ == 255) { /* a full run of literals without a match */
                 packed[out++] = 255;
                 memcpy(packed + out, text + at - 256, 256);
                 out += 256;
@@ -340,7 +361,8 @@ static NOINLINE size_t lz_pack(void)
             continue;
         }
         size_t length = 4, distance = at - (from - 1);
-        while (length < 255 && at + length < LZ_BYTES - 4 && text[at + length] == text[from - 1 + length])
+        while (length < 255 && at + length < LZ_BYTES - 4 &&
+               text[at + length] == text[from - 1 + length])
             length++;
         packed[out++] = (uint8_t)literals;
         for (size_t i = 0; i < literals; i++)
@@ -361,7 +383,7 @@ static const char *lz_setup(void)
     lz_last = take(4096 * sizeof *lz_last);
     size_t size = lz_pack(), at = 0;
     uint8_t *out = take(LZ_BYTES + 512);
-    for (size_t in = 0; in < size;) { // unpack and compare
+    for (size_t in = 0; in < size;) { /* unpack and compare */
         size_t literals = packed[in++], length, distance;
         if (literals == 255)
             literals = 256;
@@ -386,7 +408,7 @@ static void lz_run(uint64_t n)
         USE(lz_pack());
 }
 
-// --- 64 by 64 to 128 bits and back: a chain of MUL and DIV ---
+/* --- 64 by 64 to 128 bits and back: a chain of MUL and DIV --- */
 
 static NOINLINE uint64_t multiply_modulo(uint64_t a, uint64_t b, uint64_t m)
 {
@@ -415,7 +437,7 @@ static void muldiv_run(uint64_t n)
     USE(x);
 }
 
-// --- calls ---
+/* --- calls --- */
 
 static NOINLINE uint32_t fibonacci(uint32_t n)
 {
@@ -434,7 +456,11 @@ static void calls_run(uint64_t n)
         USE(fibonacci(15));
 }
 
-#define TARGET(name, expression) static NOINLINE uint64_t name(uint64_t x) { return expression; }
+#define TARGET(name, expression)                                                                   \
+    static NOINLINE uint64_t name(uint64_t x)                                                      \
+    {                                                                                              \
+        return expression;                                                                         \
+    }
 TARGET(target_0, x + 1)
 TARGET(target_1, x * 3)
 TARGET(target_2, x ^ x >> 7)
@@ -456,7 +482,7 @@ static void icalls_run(uint64_t n)
     USE(x);
 }
 
-// --- pointer chasing: one cycle through all cache lines, in random order ---
+/* --- pointer chasing: one cycle through all cache lines, in random order --- */
 
 struct line {
     struct line *next;
@@ -472,7 +498,7 @@ static void chain_make(size_t bytes)
     chain = take(bytes);
     for (size_t i = 0; i < lines; i++)
         chain[i].next = &chain[i];
-    for (size_t i = lines - 1; i > 0; i--) { // Sattolo's shuffle: one single cycle
+    for (size_t i = lines - 1; i > 0; i--) { /* Sattolo's shuffle: one single cycle */
         size_t j = (size_t)next_random(&random) % i;
         struct line *kept = chain[i].next;
         chain[i].next = chain[j].next;

@@ -1,4 +1,4 @@
-// What the guest's kernel does for one process: calls, clocks, files, faults, signals.
+/* What the guest's kernel does for one process: calls, clocks, files, faults, signals. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ static void clock_run(uint64_t n)
         clock_gettime(CLOCK_MONOTONIC, &now);
 }
 
-// --- files, in memory ---
+/* --- files, in memory --- */
 
 static int file;
 static char file_name[64];
@@ -78,7 +78,7 @@ static void open_run(uint64_t n)
     }
 }
 
-// --- memory ---
+/* --- memory --- */
 
 static char *map(size_t bytes)
 {
@@ -88,7 +88,7 @@ static char *map(size_t bytes)
     return at;
 }
 
-// One operation is one page touched for the first time; a mapping lasts for 256.
+/* One operation is one page touched for the first time; a mapping lasts for 256. */
 static void fault_run(uint64_t n)
 {
     while (n) {
@@ -128,7 +128,7 @@ static void mprotect_run(uint64_t n)
     }
 }
 
-// --- signals ---
+/* --- signals --- */
 
 static volatile uint64_t signals;
 
@@ -154,7 +154,7 @@ static void signal_run(uint64_t n)
     check(signals == n, "every signal arrived");
 }
 
-// Steps over the load in segv_run.
+/* Steps over the load in segv_run. */
 static void skip_load(int number, siginfo_t *info, void *context)
 {
     ucontext_t *user = context;
@@ -177,7 +177,10 @@ static void segv_run(uint64_t n)
 {
     signals = 0;
     for (uint64_t i = 0; i < n; i++)
-        __asm__ volatile(".byte 0x48, 0x8b, 0x07" : : "D"(page) : "rax", "memory"); // mov (%rdi), %rax
+        __asm__ volatile(".byte 0x48, 0x8b, 0x07"
+                         :
+                         : "D"(page)
+                         : "rax", "memory"); /* mov (%rdi), %rax */
     check(signals == n, "every fault was signalled");
 }
 

@@ -1,11 +1,14 @@
-// The guest side of `make bench`. Usage:
-//   bench [--ms N] NAME...                      times workloads, N milliseconds each
-//   bench [--ms N] --command NAME ARGUMENT...   times a program, after one run to warm up
-//   bench --list                                names, classes, CPUs
-//   bench --mark WORD                           prints WORD and the clock
-//   bench --power-off                           in a guest's first process only
-// Without arguments, as the first process of a guest: takes names from the kernel's command line, then powers off.
-// One line for each: NAME NANOSECONDS-PER-OPERATION OPERATIONS, or NAME skipped|failed WHY.
+/*
+ * The guest side of `make bench`. Usage:
+ *   bench [--ms N] NAME...                      times workloads, N milliseconds each
+ *   bench [--ms N] --command NAME ARGUMENT...   times a program, after one run to warm up
+ *   bench --list                                names, classes, CPUs
+ *   bench --mark WORD                           prints WORD and the clock
+ *   bench --power-off                           in a guest's first process only
+ * Without arguments, as the first process of a guest: takes names from the kernel's command line,
+ * then powers off. One line for each: NAME NANOSECONDS-PER-OPERATION OPERATIONS, or NAME
+ * skipped|failed WHY.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -24,9 +27,10 @@
 
 enum { SAMPLES = 25, PATIENCE_SECONDS = 90 };
 
-static const struct workload *const families[] = {integer_workloads, vector_workloads, memory_workloads,
-                                                  code_workloads,    kernel_workloads, process_workloads};
-static const char *current = "bench"; // the workload that runs, for die()
+static const struct workload *const families[] = {integer_workloads, vector_workloads,
+                                                  memory_workloads,  code_workloads,
+                                                  kernel_workloads,  process_workloads};
+static const char *current = "bench"; /* the workload that runs, for die() */
 
 void die(const char *why)
 {
@@ -43,7 +47,8 @@ void check(int ok, const char *what)
 
 void *take(size_t bytes)
 {
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+                    -1, 0);
     check(at != MAP_FAILED, "no memory");
     return at;
 }
@@ -69,14 +74,16 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-// Up to SAMPLES runs, each long enough to be timed well, all together about `budget` ns. The lower quartile counts: what
-// else the host does only ever adds time.
+/*
+ * Up to SAMPLES runs, each long enough to be timed well, all together about `budget` ns. The lower
+ * quartile counts: what else the host does only ever adds time.
+ */
 static void measure(void (*run)(uint64_t), uint64_t budget)
 {
     uint64_t n = 1, total = 0, spent;
     double per_op[SAMPLES];
     int samples = 0;
-    for (;;) { // until a run takes a share of the budget; this also warms everything up
+    for (;;) { /* until a run takes a share of the budget; this also warms everything up */
         uint64_t start = now_ns();
         run(n);
         spent = now_ns() - start;
@@ -84,11 +91,12 @@ static void measure(void (*run)(uint64_t), uint64_t budget)
             break;
         n = spent < budget / 1000 ? n * 8 : n * (budget / SAMPLES) / spent + 1;
     }
-    if (spent >= budget) { // no more than this one
+    if (spent >= budget) { /* no more than this one */
         per_op[samples++] = (double)spent / (double)n;
         total = n;
     }
-    for (uint64_t used = 0; samples < SAMPLES && used + spent / 2 < budget && total != 1; used += spent) {
+    for (uint64_t used = 0; samples < SAMPLES && used + spent / 2 < budget && total != 1;
+         used += spent) {
         uint64_t start = now_ns();
         run(n);
         spent = now_ns() - start;
@@ -128,7 +136,8 @@ static const struct workload *find(const char *name)
     return NULL;
 }
 
-// In a process of its own, with a limit to its time: a workload that fails takes nothing else down.
+/* In a process of its own, with a limit to its time: a workload that fails takes nothing else down.
+ */
 static int run_one(const char *name, uint64_t budget)
 {
     int status;
@@ -152,7 +161,8 @@ static int run_one(const char *name, uint64_t budget)
     if (child < 0 || waitpid(child, &status, 0) != child)
         status = 1;
     if (WIFSIGNALED(status))
-        printf("%s failed %s\n", name, WTERMSIG(status) == SIGALRM ? "out of time" : strsignal(WTERMSIG(status)));
+        printf("%s failed %s\n", name,
+               WTERMSIG(status) == SIGALRM ? "out of time" : strsignal(WTERMSIG(status)));
     fflush(stdout);
     return status != 0;
 }
@@ -165,9 +175,9 @@ static int list(void)
     return 0;
 }
 
-// --- as a guest's first process ---
+/* --- as a guest's first process --- */
 
-// The value of a word NAME=VALUE of the kernel's command line, or "".
+/* The value of a word NAME=VALUE of the kernel's command line, or "". */
 static const char *kernel_option(char *line, const char *name)
 {
     char *save = NULL;
@@ -224,10 +234,10 @@ static _Noreturn void init_main(void)
     power_off();
 }
 
-// What is not timing. Returns -1 if the option is none of these.
+/* What is not timing. Returns -1 if the option is none of these. */
 static int side_job(const char *option, const char *argument)
 {
-    if (strcmp(option, "--nothing") == 0) // what the fork-exec workload starts
+    if (strcmp(option, "--nothing") == 0) /* what the fork-exec workload starts */
         return 0;
     if (strcmp(option, "--list") == 0)
         return list();
@@ -250,7 +260,9 @@ int main(int argc, char **argv)
         at = 3;
     }
     if (at == argc) {
-        fprintf(stderr, "usage: bench [--ms N] NAME... | --command NAME ARGUMENT... | --list | --mark WORD\n");
+        fprintf(
+            stderr,
+            "usage: bench [--ms N] NAME... | --command NAME ARGUMENT... | --list | --mark WORD\n");
         return 64;
     }
     if ((bad = side_job(argv[at], argv[at + 1])) >= 0)

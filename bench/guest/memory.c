@@ -1,4 +1,4 @@
-// Copies and streams.
+/* Copies and streams. */
 #include <emmintrin.h>
 #include <string.h>
 

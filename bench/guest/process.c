@@ -1,4 +1,4 @@
-// Processes, threads, pipes, and two CPUs at once.
+/* Processes, threads, pipes, and two CPUs at once. */
 #include <pthread.h>
 #include <sched.h>
 #include <sys/wait.h>
@@ -50,7 +50,7 @@ static void thread_run(uint64_t n)
     }
 }
 
-// The number-th CPU that this process may use.
+/* The number-th CPU that this process may use. */
 static int cpu_at(int number)
 {
     cpu_set_t allowed;
@@ -69,7 +69,7 @@ static void pin(int cpu)
     sched_setaffinity(0, sizeof one, &one);
 }
 
-// --- a byte to and fro between two processes on one CPU ---
+/* --- a byte to and fro between two processes on one CPU --- */
 
 static int there[2], back[2];
 
@@ -86,7 +86,7 @@ static const char *pipe_setup(void)
             ;
         _exit(0);
     }
-    return NULL; // the child ends with our end of the pipe
+    return NULL; /* the child ends with our end of the pipe */
 }
 
 static void pipe_run(uint64_t n)
@@ -97,7 +97,7 @@ static void pipe_run(uint64_t n)
             die("the pipe broke");
 }
 
-// --- the same work on one CPU, and on two at once ---
+/* --- the same work on one CPU, and on two at once --- */
 
 struct part {
     int cpu;

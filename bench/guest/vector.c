@@ -1,11 +1,11 @@
-// SSE2, AVX2, AVX-512 and x87 kernels.
+/* SSE2, AVX2, AVX-512 and x87 kernels. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
 
 #include "bench.h"
 
-// --- matrix products, 64 by 64 floats ---
+/* --- matrix products, 64 by 64 floats --- */
 
 enum { SIDE = 64 };
 static float (*left)[SIDE], (*right)[SIDE], (*product)[SIDE];
@@ -16,7 +16,8 @@ static void matrix_make(void)
     left = take(SIDE * SIDE * sizeof(float));
     right = take(SIDE * SIDE * sizeof(float));
     product = take(SIDE * SIDE * sizeof(float));
-    for (int i = 0; i < SIDE * SIDE; i++) { // small integers: every order of adding gives the same sum
+    for (int i = 0; i < SIDE * SIDE;
+         i++) { /* small integers: every order of adding gives the same sum */
         left[0][i] = (float)(next_random(&random) % 16);
         right[0][i] = (float)(next_random(&random) % 16);
     }
@@ -36,7 +37,7 @@ static const char *matrix_check(void (*run)(uint64_t))
     return NULL;
 }
 
-// One row of the product stays in registers.
+/* One row of the product stays in registers. */
 static void matrix_sse2_run(uint64_t n)
 {
     for (; n--;)
@@ -115,7 +116,7 @@ static const char *matrix_avx512_setup(void)
     return matrix_check(matrix_avx512_run);
 }
 
-// --- gravity between five bodies, one double at a time ---
+/* --- gravity between five bodies, one double at a time --- */
 
 enum { BODIES = 5 };
 static double position[BODIES][3], velocity[BODIES][3], mass[BODIES];
@@ -160,7 +161,7 @@ __attribute__((optimize("no-tree-vectorize"))) static void bodies_run(uint64_t n
     }
 }
 
-// A heavy body, and four light ones on circles around it.
+/* A heavy body, and four light ones on circles around it. */
 static const char *bodies_setup(void)
 {
     mass[0] = 1;
@@ -177,7 +178,7 @@ static const char *bodies_setup(void)
     return NULL;
 }
 
-// --- x87: a logarithm's series, with division and square root ---
+/* --- x87: a logarithm's series, with division and square root --- */
 
 static NOINLINE long double x87_series(long double x, int terms)
 {
@@ -204,7 +205,7 @@ static void x87_run(uint64_t n)
         USE((double)x87_series(0.5L, 64));
 }
 
-// --- integers: two pictures blended, differences summed ---
+/* --- integers: two pictures blended, differences summed --- */
 
 enum { PIXELS = 16384 };
 static uint8_t *picture[3];
@@ -229,7 +230,8 @@ static const char *pictures_check(void (*run)(uint64_t))
     for (int i = 0; i < PIXELS; i++) {
         int average = (picture[0][i] + picture[1][i] + 1) / 2;
         int brighter = average + 9 > 255 ? 255 : average + 9;
-        sum += (uint64_t)(picture[0][i] > brighter ? picture[0][i] - brighter : brighter - picture[0][i]);
+        sum += (uint64_t)(picture[0][i] > brighter ? picture[0][i] - brighter
+                                                   : brighter - picture[0][i]);
         check(picture[2][i] == brighter, "blended pictures");
     }
     check(sum == difference, "sum of differences");
