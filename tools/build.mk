@@ -106,3 +106,11 @@ $(BIN)/%_fuzz: $(OBJ)/tests/fuzz/%_fuzz.o $(FUZZ_HELPERS) $(OBJ)/libunit.a $(OBJ
 
 .PHONY: fuzz-programs
 fuzz-programs: $(FUZZ_PROGRAMS)
+
+# The guest side of the benchmark: one static program that also runs on the host.
+BENCH_SOURCES := $(sort $(wildcard bench/guest/*.c))
+
+$(BUILD)/bench/bench: $(BENCH_SOURCES) bench/guest/bench.h
+	@mkdir -p $(@D)
+	$(if $(Q),@echo "  BENCH $@")
+	$(Q)$(CC) -std=gnu11 -D_GNU_SOURCE -O2 $(WARNINGS) -static -pthread -o $@ $(BENCH_SOURCES) -lm

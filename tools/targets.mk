@@ -4,7 +4,7 @@ help:
 	@echo "make            build $(BUILD)/lodge (CONFIG=release|debug|asan|tsan)"
 	@echo "make run        install what is missing, build, make a Debian guest, boot it"
 	@echo "make test       install what tests need, run all of them"
-	@echo "make bench      measure against the peers"
+	@echo "make bench      measure against the bare host and QEMU's TCG (QUICK=1: five minutes)"
 	@echo "make install    into DESTDIR/PREFIX (default /usr/local)"
 	@echo "make check      style: layers, headers, formatting"
 	@echo "make clean      remove $(BUILD)"
@@ -24,7 +24,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-py
 
 test:
 	@tools/install-packages $(TEST_PACKAGES)
-	$(MAKE) -j2 all guests $(BUILD)/insn-diff
+	$(MAKE) -j2 all guests $(BUILD)/insn-diff $(BUILD)/bench/bench
 	$(MAKE) -j2 unit CONFIG=asan
 	$(MAKE) -j2 fuzz-programs CONFIG=fuzz CC=clang
 	/usr/bin/python3 -m pytest -q -p no:cacheprovider --durations=15 tests
@@ -57,7 +57,8 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/lodge $(DESTDIR)$(PREFIX)/share/man/man1/lodge.1 \
 	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lodge
 
+# QUICK=1: about five minutes, leaves docs/performance.md alone. ARGS goes to bench/run.py (--help tells).
 bench:
 	@tools/install-packages $(TEST_PACKAGES)
-	$(MAKE) -j2 all
-	bench/boot.py
+	$(MAKE) -j2 all $(BUILD)/bench/bench
+	/usr/bin/python3 bench/run.py $(if $(QUICK),--quick,--docs) $(ARGS)
