@@ -65,6 +65,8 @@ bool soft_code_may_write(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa
 void soft_code_written(void *cache, gpa_t gpa, uint64_t len);
 /* At a block edge: the vCPU has seen every removal so far. */
 void soft_cache_edge(struct soft_vcpu *cpu);
+/* Whether others wait for that (soft_sync_epoch). */
+bool soft_cache_edge_due(const struct soft_vcpu *cpu);
 
 /* decode.c: one instruction from at most `avail` bytes. Always gives something executable, except when the
  * bytes run out: then false. *mode* as in the key. FPU parked. */

@@ -270,7 +270,9 @@ static bool attend(struct soft_vcpu *cpu)
     soft_fpu_park(cpu);
     soft_sync_service(cpu);
     soft_cache_edge(cpu);
-    bits = atomic_fetch_and(&cpu->attention, SOFT_ATTN_FLUSH | SOFT_ATTN_PAUSE | SOFT_ATTN_KICK);
+    /* The interrupt bit stays until it is looked at below: delivering an NMI may fault, and leave this function. */
+    bits = atomic_fetch_and(&cpu->attention, SOFT_ATTN_FLUSH | SOFT_ATTN_PAUSE | SOFT_ATTN_KICK |
+                                                 SOFT_ATTN_INTERRUPT);
     if (bits & SOFT_ATTN_INIT)
         take_init(cpu);
     if (bits & SOFT_ATTN_SIPI)
@@ -283,7 +285,7 @@ static bool attend(struct soft_vcpu *cpu)
         return false;
     if (cpu->s.nmi_pending)
         take_nmi(cpu);
-    if ((bits | atomic_load(&cpu->attention)) & SOFT_ATTN_INTERRUPT) {
+    if (atomic_load(&cpu->attention) & SOFT_ATTN_INTERRUPT) {
         atomic_fetch_and(&cpu->attention, ~SOFT_ATTN_INTERRUPT);
         take_interrupt(cpu);
     }
@@ -404,6 +406,7 @@ static __attribute__((noinline)) void run_guest(struct soft_vcpu *cpu)
     if (__builtin_setjmp(cpu->fault_jump)) {
         cpu->stat_faults++;
         cpu->single_step = false;
+        soft_exclusive_abandon(cpu);
         if (!fault_combine(cpu)) {
             cpu->delivering = false;
             cpu->s.activity = CPU_SHUTDOWN;
