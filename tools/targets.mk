@@ -8,7 +8,7 @@ help:
 	@echo "make bench      measure against the peers"
 	@echo "make deps       install what building, running and testing need"
 	@echo "make install    into DESTDIR/PREFIX (default /usr/local)"
-	@echo "make check      style: layers, headers, formatting"
+	@echo "make check      style: dependency arrows, headers"
 	@echo "make clean      remove $(BUILD)"
 
 clean:
