@@ -7,7 +7,7 @@ V        ?= 0
 
 include tools/config.mk
 
-.PHONY: all run test fuzz check bench install uninstall clean help deps headers format
+.PHONY: all run test fuzz soak check bench install uninstall clean help deps headers format
 
 all: $(BUILD)/lodge
 

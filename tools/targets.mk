@@ -4,9 +4,11 @@ help:
 	@echo "make            build $(BUILD)/lodge (CONFIG=release|debug|asan|tsan)"
 	@echo "make run        install what is missing, build, make a Debian guest, boot it"
 	@echo "make test       install what tests need, run all of them"
+	@echo "make soak       keep the Debian guest under stress-ng (SECONDS=600)"
 	@echo "make bench      measure against the bare host and QEMU's TCG (QUICK=1: five minutes)"
+	@echo "make deps       install what building, running and testing need"
 	@echo "make install    into DESTDIR/PREFIX (default /usr/local)"
-	@echo "make check      style: layers, headers, formatting"
+	@echo "make check      style: dependency arrows, headers"
 	@echo "make clean      remove $(BUILD)"
 
 clean:
@@ -22,8 +24,12 @@ RUN_PACKAGES := gcc make pkg-config libc6-dev libzydis-dev libuv1-dev liburing-d
 TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-pytest-timeout acpica-tools \
                  qemu-system-x86 busybox-static cpio xz-utils lz4 clang libclang-rt-14-dev
 
+deps:
+	@tools/install-packages $(TEST_PACKAGES)
+
 test:
 	@tools/install-packages $(TEST_PACKAGES)
+	$(MAKE) check
 	$(MAKE) -j2 all guests $(BUILD)/insn-diff $(BUILD)/bench/bench
 	$(MAKE) -j2 unit CONFIG=asan
 	$(MAKE) -j2 fuzz-programs CONFIG=fuzz CC=clang
@@ -45,6 +51,13 @@ run:
 	$(MAKE) all
 	@tools/guest-image $(GUEST)
 	@tools/run-guest
+
+# Not part of `make test`, for its length: make soak [SECONDS=600] [SOAK="--cpus 2 --classes cpu,vm"]
+soak:
+	@tools/install-packages $(RUN_PACKAGES) python3
+	$(MAKE) all
+	@tools/guest-image $(GUEST)
+	tests/soak/stress.py --seconds $(or $(SECONDS),600) $(SOAK)
 
 PREFIX ?= /usr/local
 

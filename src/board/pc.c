@@ -320,7 +320,7 @@ int pc_reset(struct pc *pc, struct vcpu *const vcpus[], struct error *err)
     return r;
 }
 
-void pc_power_button(struct pc *pc)
+bool pc_power_button(struct pc *pc)
 {
-    acpi_pm_power_button(pc->pm);
+    return acpi_pm_power_button(pc->pm);
 }

@@ -72,6 +72,7 @@ nodiscard int pc_vcpu_create(struct pc *pc, unsigned index, struct vcpu **out, s
 /* Power-on or reset: devices reset, ACPI tables and images in RAM, every vCPU's state set. */
 nodiscard int pc_reset(struct pc *pc, struct vcpu *const vcpus[], struct error *err);
 
-void pc_power_button(struct pc *pc);
+/* True when the guest listens to it. */
+bool pc_power_button(struct pc *pc);
 
 #endif

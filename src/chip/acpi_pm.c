@@ -85,12 +85,16 @@ static void acpi_pm_expired(void *opaque)
     device_unlock(&pm->dev);
 }
 
-void acpi_pm_power_button(struct acpi_pm *pm)
+bool acpi_pm_power_button(struct acpi_pm *pm)
 {
+    bool listens;
+
     device_lock(&pm->dev);
+    listens = pm->pm1_enable & ACPI_PM1_PWRBTN;
     pm->pm1_status |= ACPI_PM1_PWRBTN;
     acpi_pm_update(pm);
     device_unlock(&pm->dev);
+    return listens;
 }
 
 static uint8_t acpi_pm_read_byte(const struct acpi_pm *pm, uint64_t offset, uint32_t timer)

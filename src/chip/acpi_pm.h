@@ -23,7 +23,7 @@ struct acpi_pm;
 /* Drives `sci`. Power-off goes to machine_request(). SCI_EN is always set: there is no legacy mode. */
 nodiscard int acpi_pm_create(struct machine *machine, uint16_t base, struct irq_line sci,
                              struct acpi_pm **out);
-/* The operator presses the power button. Any thread. */
-void acpi_pm_power_button(struct acpi_pm *pm);
+/* The operator presses the power button. True when the guest has its interrupt enabled. Any thread. */
+bool acpi_pm_power_button(struct acpi_pm *pm);
 
 #endif

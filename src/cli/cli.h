@@ -33,6 +33,9 @@ void cli_doctor_help(void);
 /* Prints err's message with the program's name; returns the exit status for it. */
 int cli_fail(const struct error *err, int status);
 
+/* main.c: gives the terminal back and ends the process as failed, whatever its threads are doing. Any thread. */
+_Noreturn void cli_abandon(void);
+
 /* suggest.c: the candidate nearest to `word` by edit distance, or NULL when none is near.
  * `names` is `count` strings, `stride` bytes apart. */
 const char *cli_nearest(const char *word, const char *const *names, size_t count);

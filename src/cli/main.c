@@ -69,6 +69,7 @@ int cli_fail(const struct error *err, int status)
 
 /* The terminal as we found it: given back also when the program dies. */
 static struct termios terminal_saved;
+static bool terminal_is_saved;
 
 static void terminal_on_crash(int number)
 {
@@ -83,8 +84,16 @@ static void terminal_guard(void)
 
     if (tcgetattr(STDIN_FILENO, &terminal_saved) < 0)
         return;
+    terminal_is_saved = true;
     for (unsigned i = 0; i < ARRAY_SIZE(numbers); i++)
         sigaction(numbers[i], &action, NULL);
+}
+
+void cli_abandon(void)
+{
+    if (terminal_is_saved)
+        tcsetattr(STDIN_FILENO, TCSANOW, &terminal_saved);
+    _exit(CLI_EXIT_FAILURE);
 }
 
 int main(int argc, char **argv)

@@ -359,7 +359,8 @@ int run_options_parse(struct run_options *options, int argc, char **argv, struct
                    .memory = MEMORY_DEFAULT,
                    .append = "",
                    .net = true,
-                   .serial = VM_SERIAL_STDIO},
+                   .serial = VM_SERIAL_STDIO,
+                   .abandon = cli_abandon},
     };
     for (int at = 1; ret == 0 && at < argc;)
         ret = option_apply(options, argc, argv, &at, err);

@@ -11,9 +11,12 @@
 #include "base/log.h"
 #include "vm/console.h"
 #include "vm/stats.h"
+#include "vm/stop.h"
 #include "vm/vcpus.h"
+#include "vm/watchdog.h"
 
-enum { VM_SIGTERM, VM_SIGINT, VM_SIGHUP, VM_SIGCONT, VM_SIGNALS };
+/* Time for what is under way (a disk request, a vCPU in a device) when the machine has ended. */
+#define VM_TEARDOWN_NS (10 * NSEC_PER_SEC)
 
 /* What somebody asked of the machine; the first one counts until the main thread has served it. */
 struct vm_pending {
@@ -29,12 +32,11 @@ struct vm_runner {
     struct error *err;
     uv_loop_t loop;
     uv_async_t wake;
-    uv_signal_t signals[VM_SIGNALS];
+    struct stop stop;
     struct console *console;
     struct pc *pc;
     struct vcpus *vcpus;
     struct vm_pending pending;
-    unsigned stop_signals; /* how often the operator asked to end it */
     int exit_code;
     int result; /* of vm_run() */
 };
@@ -135,60 +137,51 @@ static void vm_serve(uv_async_t *wake)
     }
 }
 
-/* First the power button, so that the guest can end in order; then the plug. */
-static void vm_serve_signal(uv_signal_t *signal, int number)
+static bool vm_on_button(void *opaque)
 {
-    struct vm_runner *runner = signal->data;
+    struct vm_runner *runner = opaque;
 
-    if (number == SIGCONT) {
-        console_resume(runner->console);
-        return;
-    }
-    if (runner->stop_signals++ == 0) {
-        log_info("signal %d: pressed the power button; once more stops the machine at once", number);
-        pc_power_button(runner->pc);
-        return;
-    }
+    return pc_power_button(runner->pc);
+}
+
+static void vm_on_plug(void *opaque, const char *reason)
+{
+    struct vm_runner *runner = opaque;
+
     console_discard(runner->console);
-    vm_request(runner, MACHINE_STOP, 1, "stopped at once by a second signal");
+    vm_request(runner, MACHINE_STOP, 1, reason);
 }
 
-static void vm_watch_signals(struct vm_runner *runner)
+static void vm_on_resumed(void *opaque)
 {
-    static const int numbers[VM_SIGNALS] = {
-        [VM_SIGTERM] = SIGTERM,
-        [VM_SIGINT] = SIGINT,
-        [VM_SIGHUP] = SIGHUP,
-        [VM_SIGCONT] = SIGCONT,
-    };
+    struct vm_runner *runner = opaque;
 
-    for (unsigned i = 0; i < VM_SIGNALS; i++) {
-        uv_signal_init(&runner->loop, &runner->signals[i]);
-        runner->signals[i].data = runner;
-        uv_signal_start(&runner->signals[i], vm_serve_signal, numbers[i]);
-    }
+    console_resume(runner->console);
 }
 
-static void vm_unwatch_signals(struct vm_runner *runner)
+/* Any thread: something that was under way does not end, so neither would the process. */
+static void vm_on_stuck(void *opaque)
 {
-    for (unsigned i = 0; i < VM_SIGNALS; i++)
-        uv_close((uv_handle_t *)&runner->signals[i], NULL);
+    struct vm_runner *runner = opaque;
+
+    log_error("%s%sthe machine is left with a request that the host does not answer",
+              runner->err->message, runner->result < 0 ? "; " : "");
+    runner->config->abandon();
 }
 
 /* vCPUs are there and parked. */
 static int vm_serve_until_end(struct vm_runner *runner)
 {
+    const struct stop_events events = {vm_on_button, vm_on_plug, vm_on_resumed, runner};
     int r = pc_reset(runner->pc, vcpus_array(runner->vcpus), runner->err);
 
     if (r < 0)
         return r;
-    vm_watch_signals(runner);
+    stop_watch(&runner->stop, &runner->loop, &events);
     console_start(runner->console, runner->pc->com1);
     vcpus_resume(runner->vcpus);
     uv_run(&runner->loop, UV_RUN_DEFAULT);
-    vcpus_pause(runner->vcpus);
-    console_stop(runner->console);
-    vm_unwatch_signals(runner);
+    stop_unwatch(&runner->stop); /* from here a signal kills */
     return runner->result;
 }
 
@@ -220,6 +213,7 @@ static int vm_run_machine(struct vm_runner *runner)
     struct uart16550_sink sink = console_sink(runner->console);
     uint64_t start = clock_now();
     struct pc_config config;
+    struct watchdog dog;
     int r;
 
     vm_describe_pc(runner->config, &config);
@@ -235,9 +229,13 @@ static int vm_run_machine(struct vm_runner *runner)
         return r;
     }
     r = vm_serve_until_end(runner);
+    watchdog_start(&dog, VM_TEARDOWN_NS, vm_on_stuck, runner);
+    vcpus_pause(runner->vcpus);
+    console_stop(runner->console);
     if (runner->config->stats)
         stats_print(runner->pc, clock_now() - start);
     pc_remove_devices(runner->pc);
+    watchdog_stop(&dog);
     vcpus_destroy(runner->vcpus);
     pc_destroy(runner->pc);
     return r;

@@ -46,6 +46,7 @@ struct vm_config {
     bool debug_exit;
     bool stats;                       /* print the engine's counters at the end */
     bool verbose;
+    void (*abandon)(void);            /* any thread: must end the process; the machine cannot be taken down */
 };
 
 /* 0 when the guest powered itself off (or reset, with no_reboot: said in one line on standard error); then *status is

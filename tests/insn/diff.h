@@ -69,6 +69,12 @@ struct diff_random {
 uint64_t diff_random(struct diff_random *r);
 void diff_generate(struct diff_case *c, struct diff_random *r, unsigned families);
 
+/* The state components this host has (XCR0) among those compared, and the families that need no others. */
+uint64_t diff_host_states(void);
+unsigned diff_host_families(void);
+/* Bytes of an XSAVE area that hold them; what is behind is zero on both sides. */
+unsigned diff_xsave_size(void);
+
 /* native.c: runs shared->count cases in the child, which is made anew when it died. False: it died. */
 struct diff_native;
 struct diff_native *diff_native_create(struct diff_shared *shared);

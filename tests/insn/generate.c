@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "cpu/soft/fpu.h"
 #include "x86/arch.h"
 
 #include "tests/insn/diff.h"
@@ -40,6 +41,33 @@ void diff_memory_fill(uint8_t *data, uint32_t size, uint64_t seed)
 }
 
 /* ---- what may run ---- */
+
+uint64_t diff_host_states(void)
+{
+    return soft_fpu_host_xcr0() & (XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512);
+}
+
+/* Instructions that the host lacks are #UD on both sides; only what has registers of its own is left out whole. */
+unsigned diff_host_families(void)
+{
+    uint64_t states = diff_host_states();
+    unsigned families = (1u << DIFF_FAMILIES) - 1;
+
+    if (!(states & XCR0_AVX))
+        families &= ~(1u << DIFF_AVX);
+    if ((states & XCR0_AVX512) != XCR0_AVX512)
+        families &= ~(1u << DIFF_AVX512);
+    return families;
+}
+
+unsigned diff_xsave_size(void)
+{
+    unsigned families = diff_host_families();
+
+    if (families & 1u << DIFF_AVX512)
+        return 2432; /* to the end of ZMM16-31 (SDM vol. 1 13.4, 13.5) */
+    return families & 1u << DIFF_AVX ? 832 : 576;
+}
 
 static bool generate_isa_vector(ZydisISASet set)
 {
@@ -298,7 +326,7 @@ static void generate_xsave(uint8_t *x, struct diff_random *r)
 {
     uint16_t fcw = 0x37f, fsw = (uint16_t)(generate_below(r, 8) << 11);
     uint32_t mxcsr = 0x1f80;
-    uint64_t bv = 0xe7;
+    uint64_t bv = diff_host_states();
 
     memset(x, 0, CPU_XSAVE_SIZE);
     for (unsigned i = 160; i < 416; i += 8) {
@@ -316,7 +344,7 @@ static void generate_xsave(uint8_t *x, struct diff_random *r)
         memcpy(x + 32 + 16 * i, &mantissa, 8);
         memcpy(x + 40 + 16 * i, &exponent, 2);
     }
-    for (unsigned i = 576; i < 2432; i += 8) {
+    for (unsigned i = 576; i < diff_xsave_size(); i += 8) {
         uint64_t value = generate_value(r);
 
         memcpy(x + i, &value, 8);

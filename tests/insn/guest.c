@@ -131,7 +131,7 @@ static void guest_state(struct diff_guest *g)
     s->cr3 = GUEST_TABLES;
     s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
     s->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
-    s->xcr0 = XCR0_X87 | XCR0_SSE | XCR0_AVX | XCR0_AVX512;
+    s->xcr0 = diff_host_states();
 }
 
 struct diff_guest *diff_guest_create(void)

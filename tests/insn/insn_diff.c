@@ -224,7 +224,7 @@ int main(int argc, char **argv)
                                             {"seconds", 1, NULL, 't'}, {"family", 1, NULL, 'f'},
                                             {NULL, 0, NULL, 0}};
     uint64_t seed = 1, count = 1000000, seconds = 3600;
-    unsigned families = (1u << DIFF_FAMILIES) - 1;
+    unsigned families = diff_host_families();
     struct diff t = {0};
     struct diff_random r;
     time_t start = time(NULL);

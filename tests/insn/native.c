@@ -74,7 +74,8 @@ static void native_signal(int sig, siginfo_t *info, void *context)
     out->vector = (uint64_t)regs[REG_TRAPNO];
     out->error = (uint64_t)regs[REG_ERR];
     out->address = out->vector == 14 ? (uint64_t)regs[REG_CR2] : 0;
-    memcpy(out->xsave, uc->uc_mcontext.fpregs, 2432);
+    memcpy(out->xsave, uc->uc_mcontext.fpregs, diff_xsave_size());
+    memset(out->xsave + diff_xsave_size(), 0, sizeof(out->xsave) - diff_xsave_size());
     regs[REG_RSP] = (greg_t)native_rsp;
     regs[REG_RIP] = (greg_t)(uintptr_t)native_resume;
     regs[REG_EFL] = NATIVE_FLAGS;

@@ -1,7 +1,7 @@
 /*
  * A multiboot guest that obeys single characters from its serial port, by polling:
  * q powers off, r resets by port CF9h, t ends in a triple fault, x writes 5 to the debug-exit
- * port; anything else comes back. The power button powers off too. It says READY when it starts.
+ * port, k halts for good; anything else comes back. The power button powers off too. It says READY when it starts.
  */
         .code32
         .section .text
@@ -29,6 +29,8 @@ loop:   mov $0x600, %dx                 /* PM1a status: the power button is bit 
         je triple
         cmp $'x', %al
         je exit
+        cmp $'k', %al
+        je halt
         out %al, %dx
         jmp loop
 button: mov $pressed, %esi
@@ -43,6 +45,9 @@ reset:  mov $0xcf9, %dx
         hlt
 triple: lidt no_idt
         int3
+halt:   cli
+        hlt
+        jmp halt
 exit:   mov $5, %al
         out %al, $0xf4
         jmp loop

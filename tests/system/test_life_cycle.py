@@ -156,6 +156,18 @@ def test_second_signal_stops_at_once(guest):
     assert "power button" in err
 
 
+def test_a_signal_ends_a_guest_that_halted_for_good(guest):
+    machine = start(guest)
+    read_until(machine.stdout.fileno(), b"READY")
+    machine.stdin.write(b"ak")
+    machine.stdin.flush()
+    read_until(machine.stdout.fileno(), b"a")
+    machine.send_signal(signal.SIGTERM)
+    code, _, err = finish(machine)
+    assert code == 1
+    assert "does not listen" in err and "did not power itself off" in err
+
+
 def test_serial_to_a_file(guest, tmp_path):
     machine = start(guest, "--serial", f"file:{tmp_path}/log")
     deadline = time.monotonic() + TIMEOUT

@@ -19,6 +19,7 @@ struct code_page {
     struct soft_block *blocks;    /* cache lock */
     _Atomic uint32_t generation;  /* bumped, under the lock, when bytes under blocks may change */
     _Atomic uint16_t writers;     /* who may hold a write translation: 0, index + 1, or many */
+    _Atomic uint16_t revoking;    /* vCPUs that took the writers and wait for them to let go */
 };
 
 struct soft_cache {
@@ -342,6 +343,12 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
     soft_sync_epoch(cpu, epoch);
 }
 
+bool soft_cache_edge_due(const struct soft_vcpu *cpu)
+{
+    return atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) !=
+           atomic_load(&cpu->cache->epoch);
+}
+
 void soft_cache_edge(struct soft_vcpu *cpu)
 {
     uint64_t epoch = atomic_load(&cpu->cache->epoch);
@@ -381,11 +388,15 @@ static bool page_prepare(struct soft_vcpu *cpu, gpa_t gpa, struct code_span *spa
     span->page = code_page_of(cache, span->slot, gpa);
     span->generation = atomic_load(&span->page->generation);
     atomic_fetch_or(code_flags(span->slot, gpa), MEM_PAGE_CODE);
-    if (atomic_load(&span->page->writers) == 0)
-        return true;
-    writers = atomic_exchange(&span->page->writers, 0);
-    soft_sync_revoke(cpu, writers,
-                     (uint64_t)(span->slot->host + (span->gpa - span->slot->gpa)));
+    if (atomic_load(&span->page->writers) != 0) {
+        atomic_fetch_add(&span->page->revoking, 1); /* before the set looks empty to others */
+        writers = atomic_exchange(&span->page->writers, 0);
+        soft_sync_revoke(cpu, writers,
+                         (uint64_t)(span->slot->host + (span->gpa - span->slot->gpa)));
+        atomic_fetch_sub(&span->page->revoking, 1);
+    }
+    /* Nobody is in the set: but another vCPU may still be waiting for those it took out. */
+    soft_sync_until_zero(cpu, &span->page->revoking);
     return true;
 }
 

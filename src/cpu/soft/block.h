@@ -68,6 +68,8 @@ bool soft_code_may_write(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa
 void soft_code_written(void *cache, gpa_t gpa, uint64_t len);
 /* At a block edge: the vCPU has seen every removal so far. */
 void soft_cache_edge(struct soft_vcpu *cpu);
+/* Whether others wait for that (soft_sync_epoch). */
+bool soft_cache_edge_due(const struct soft_vcpu *cpu);
 
 /* Translates the block, which has run often. At a block edge. */
 void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block);

@@ -136,6 +136,8 @@ void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
  * vCPU executes. Do all faulting checks first (soft_probe_write). */
 void soft_exclusive_begin(struct soft_vcpu *cpu);
 void soft_exclusive_end(struct soft_vcpu *cpu);
+/* After a fault: ends it if the instruction that raised had begun it. */
+void soft_exclusive_abandon(struct soft_vcpu *cpu);
 
 /* Implicit supervisor accesses (descriptor tables, TSS, stacks of inner levels): SMAP and U/S as the manuals
  * say for implicit accesses, whatever the CPL. */

@@ -5,6 +5,7 @@
  */
 #include <sched.h>
 
+#include "cpu/soft/block.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/vm.h"
 
@@ -79,6 +80,8 @@ void soft_sync_service(struct soft_vcpu *cpu)
     atomic_fetch_and(&cpu->attention, ~bits);
     sync_wait_exclusive(cpu);
     sync_revoke_own(cpu);
+    if (soft_cache_edge_due(cpu)) /* this may not be an edge, and somebody waits for one */
+        atomic_fetch_or(&cpu->attention, SOFT_ATTN_FLUSH);
 }
 
 void soft_sync_enter(struct soft_vcpu *cpu)
@@ -139,6 +142,16 @@ void soft_sync_revoke(struct soft_vcpu *cpu, unsigned writers, uint64_t host_pag
         sync_revoke_one(cpu, atomic_load(&cpu->soft_vm->vcpu[i]), host_page);
 }
 
+void soft_sync_until_zero(struct soft_vcpu *cpu, const _Atomic uint16_t *count)
+{
+    unsigned turn = 0;
+
+    while (atomic_load(count)) {
+        soft_sync_service(cpu);
+        sync_relax(&turn);
+    }
+}
+
 void soft_sync_epoch(struct soft_vcpu *cpu, uint64_t epoch)
 {
     unsigned turn = 0;
@@ -181,4 +194,11 @@ void soft_exclusive_begin(struct soft_vcpu *cpu)
 void soft_exclusive_end(struct soft_vcpu *cpu)
 {
     atomic_store(&cpu->soft_vm->exclusive, 0);
+}
+
+void soft_exclusive_abandon(struct soft_vcpu *cpu)
+{
+    if (unlikely(atomic_load_explicit(&cpu->soft_vm->exclusive, memory_order_relaxed) ==
+                 cpu->base.index + 1))
+        soft_exclusive_end(cpu);
 }

@@ -245,8 +245,7 @@ static void take_interrupt(struct soft_vcpu *cpu)
         return;
     }
     vector = ops->accept_interrupt(cpu->base.apic);
-    /* More may wait; and what was accepted must not be looked for again by then. */
-    atomic_fetch_or(&cpu->attention, SOFT_ATTN_INTERRUPT);
+    cpu->interrupt_held = true; /* more may wait */
     if (vector >= 0)
         deliver_external(cpu, vector);
 }
@@ -271,6 +270,8 @@ static bool attend(struct soft_vcpu *cpu)
     soft_sync_service(cpu);
     soft_cache_edge(cpu);
     bits = atomic_fetch_and(&cpu->attention, SOFT_ATTN_FLUSH | SOFT_ATTN_PAUSE | SOFT_ATTN_KICK);
+    /* Kept until it is looked at below: delivering an NMI may fault, and leave this function. */
+    cpu->interrupt_held |= (bits & SOFT_ATTN_INTERRUPT) != 0;
     if (bits & SOFT_ATTN_INIT)
         take_init(cpu);
     if (bits & SOFT_ATTN_SIPI)
@@ -283,8 +284,7 @@ static bool attend(struct soft_vcpu *cpu)
         return false;
     if (cpu->s.nmi_pending)
         take_nmi(cpu);
-    if (cpu->interrupt_held || (bits | atomic_load(&cpu->attention)) & SOFT_ATTN_INTERRUPT) {
-        atomic_fetch_and(&cpu->attention, ~SOFT_ATTN_INTERRUPT);
+    if (cpu->interrupt_held) {
         cpu->interrupt_held = false;
         take_interrupt(cpu);
     }
@@ -435,6 +435,7 @@ static __attribute__((noinline)) void run_guest(struct soft_vcpu *cpu)
         cpu->stat_faults++;
         cpu->single_step = false;
         link = NULL;
+        soft_exclusive_abandon(cpu);
         if (!fault_combine(cpu)) {
             cpu->delivering = false;
             cpu->s.activity = CPU_SHUTDOWN;

@@ -31,13 +31,17 @@ void soft_decode_init(struct soft_vm *vm);
 void soft_sync_enter(struct soft_vcpu *cpu);
 void soft_sync_leave(struct soft_vcpu *cpu);
 
-/* Does what others asked for: revokes, pause. Only where no pointer from the TLB is in use. */
+/* Does what others asked for: revokes, pause. Only where no pointer from the TLB is in use. What only a block
+ * edge can do (soft_cache_edge) stays asked for. */
 void soft_sync_service(struct soft_vcpu *cpu);
 
 /* Returns when no vCPU in the set holds a write translation to the page: `writers` is 0 nobody,
  * index + 1, or SOFT_WRITERS_MANY. At a block edge of cpu. */
 #define SOFT_WRITERS_MANY 0xffffu
 void soft_sync_revoke(struct soft_vcpu *cpu, unsigned writers, uint64_t host_page);
+
+/* Waits until others have brought *count to 0, doing meanwhile what they ask for. At a block edge of cpu. */
+void soft_sync_until_zero(struct soft_vcpu *cpu, const _Atomic uint16_t *count);
 
 /* Waits until every vCPU's cache_epoch is at least `epoch` or it is outside. At a block edge of cpu. */
 void soft_sync_epoch(struct soft_vcpu *cpu, uint64_t epoch);

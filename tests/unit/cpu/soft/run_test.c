@@ -4,11 +4,15 @@
 #include <cmocka.h>
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
+#include "cpu/soft/block.h"
 #include "cpu/soft/mmu.h"
+#include "cpu/soft/vm.h"
 #include "cpu/soft/soft.h"
 #include "fixture.h"
 
@@ -160,6 +164,86 @@ static void test_two_cpus_write_and_run_one_page(void **state)
     fixture_release(&f);
 }
 
+struct finder {
+    struct soft_vcpu *cpu;
+    _Atomic int done;
+};
+
+static void *find_block(void *opaque)
+{
+    struct finder *finder = opaque;
+
+    soft_sync_enter(finder->cpu);
+    (void)soft_block_find(finder->cpu, 0x40000, false);
+    atomic_store(&finder->done, 1);
+    soft_sync_leave(finder->cpu);
+    return NULL;
+}
+
+static void start_finder(struct finder *finder, pthread_t *thread)
+{
+    assert_int_equal(pthread_create(thread, NULL, find_block, finder), 0);
+}
+
+/* CPU 0 may still write the page fast. Neither of two that decode from it may read bytes before it lets go: the
+ * first asks it, and the second, who finds nobody left to ask, must wait for the first. */
+static void test_both_decoders_wait_for_the_writer(void **state)
+{
+    static const uint8_t old[] = {0xb0, 1, 0xf4};
+    const struct timespec while_they_run = {0, 50 * NSEC_PER_MSEC};
+    struct finder finder[2];
+    pthread_t thread[2];
+    struct soft_vcpu *writer;
+    struct fixture f;
+
+    (void)state;
+    fixture_init(&f, 3);
+    for (unsigned i = 0; i < 3; i++)
+        fixture_mode(&f, i, 64);
+    fixture_load(&f, 0x40000, old, sizeof(old));
+    writer = fixture_cpu(&f, 0);
+    soft_sync_enter(writer);
+    soft_store(writer, SEG_DS, 0x40800, 1, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        finder[i].cpu = fixture_cpu(&f, 1 + i);
+        atomic_store(&finder[i].done, 0);
+    }
+    start_finder(&finder[0], &thread[0]);
+    while (!(atomic_load(&writer->attention) & SOFT_ATTN_FLUSH))
+        sched_yield();
+    start_finder(&finder[1], &thread[1]);
+    nanosleep(&while_they_run, NULL);
+    assert_int_equal(atomic_load(&finder[0].done), 0);
+    assert_int_equal(atomic_load(&finder[1].done), 0);
+    soft_sync_service(writer);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(thread[i], NULL);
+    soft_sync_leave(writer);
+    fixture_release(&f);
+}
+
+/* Serving requests inside an instruction must not swallow one that only a block edge can answer. */
+static void test_an_edge_stays_asked_for(void **state)
+{
+    struct soft_vcpu *cpu;
+    struct fixture f;
+
+    (void)state;
+    fixture_init(&f, 1);
+    fixture_mode(&f, 0, 64);
+    cpu = fixture_cpu(&f, 0);
+    soft_sync_enter(cpu);
+    atomic_store(&cpu->cache_epoch, UINT64_MAX); /* as if everything had been dropped meanwhile */
+    atomic_fetch_or(&cpu->attention, SOFT_ATTN_FLUSH);
+    soft_sync_service(cpu);
+    assert_true(atomic_load(&cpu->attention) & SOFT_ATTN_FLUSH);
+    soft_cache_edge(cpu);
+    soft_sync_service(cpu);
+    assert_false(atomic_load(&cpu->attention) & SOFT_ATTN_FLUSH);
+    soft_sync_leave(cpu);
+    fixture_release(&f);
+}
+
 static void test_kick_leaves_a_tight_loop(void **state)
 {
     static const uint8_t code[] = {0xeb, 0xfe};
@@ -209,6 +293,8 @@ int main(void)
         cmocka_unit_test(test_instruction_crosses_pages),
         cmocka_unit_test(test_modified_by_other_cpu),
         cmocka_unit_test(test_two_cpus_write_and_run_one_page),
+        cmocka_unit_test(test_both_decoders_wait_for_the_writer),
+        cmocka_unit_test(test_an_edge_stays_asked_for),
         cmocka_unit_test(test_kick_leaves_a_tight_loop),
         cmocka_unit_test(test_speed),
     };
