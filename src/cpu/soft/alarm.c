@@ -12,7 +12,7 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
-static int alarm_signal(void)
+int soft_timer_signal(void)
 {
     return SIGRTMIN + 4;
 }
@@ -33,8 +33,8 @@ int soft_timer_install(void)
 
     soft_zero(&action, sizeof(action));
     action.sa_sigaction = alarm_handler;
-    action.sa_flags = SA_SIGINFO | SA_RESTART;
-    return sigaction(alarm_signal(), &action, NULL) < 0 ? -errno : 0;
+    action.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+    return sigaction(soft_timer_signal(), &action, NULL) < 0 ? -errno : 0;
 }
 
 int soft_timer_attach(struct soft_vcpu *cpu)
@@ -48,7 +48,7 @@ int soft_timer_attach(struct soft_vcpu *cpu)
     soft_timer_release(cpu);
     soft_zero(&event, sizeof(event));
     event.sigev_notify = SIGEV_THREAD_ID;
-    event.sigev_signo = alarm_signal();
+    event.sigev_signo = soft_timer_signal();
     event.sigev_value.sival_ptr = cpu;
     event.sigev_notify_thread_id = thread;
     if (timer_create(CLOCK_MONOTONIC, &event, &timer) < 0)

@@ -6,13 +6,13 @@
 
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/code.h"
+#include "cpu/soft/jit/jit.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/vm.h"
 
 #define CACHE_HASH_SIZE  65536u
 #define CACHE_HALF_SIZE  (48u << 20)
 #define CACHE_BLOCK_ROOM (sizeof(struct soft_block) + SOFT_BLOCK_INSNS * sizeof(struct insn))
-#define CACHE_NO_PAGE    UINT64_MAX
 
 /* What is known of one page of a memory slot. */
 struct code_page {
@@ -22,7 +22,8 @@ struct code_page {
 };
 
 struct soft_cache {
-    struct mem *mem; /* borrowed */
+    struct mem *mem;      /* borrowed */
+    struct soft_jit *jit; /* borrowed */
     _Atomic uint32_t lock;
     struct code_page *pages[MEM_SLOTS_MAX]; /* owned mappings, one entry a page; mostly untouched */
     struct soft_block *_Atomic hash[CACHE_HASH_SIZE];
@@ -49,13 +50,14 @@ static uint8_t *cache_map(size_t size)
     return map == MAP_FAILED ? NULL : map;
 }
 
-int soft_cache_create(struct mem *mem, struct soft_cache **out)
+int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache **out)
 {
     struct soft_cache *cache = (struct soft_cache *)cache_map(sizeof(*cache));
 
     if (!cache)
         return -ENOMEM;
     cache->mem = mem;
+    cache->jit = jit;
     for (unsigned i = 0; i < 2; i++) {
         cache->half[i] = cache_map(CACHE_HALF_SIZE);
         if (!cache->half[i])
@@ -145,10 +147,14 @@ static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_
 
 static void block_remove_locked(struct soft_cache *cache, struct soft_block *block)
 {
+    struct soft_native *native = atomic_load_explicit(&block->native, memory_order_relaxed);
+
     atomic_store(&block->valid, false);
+    if (native)
+        soft_jit_remove(cache->jit, native);
     cache_unhash(cache, block);
     page_unlink(cache, block, block->gpa & PAGE_MASK);
-    if (block->gpa2 != CACHE_NO_PAGE)
+    if (block->gpa2 != SOFT_BLOCK_ONE_PAGE)
         page_unlink(cache, block, block->gpa2);
 }
 
@@ -321,6 +327,8 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
         cache_drop_locked(cache);
         soft_spin_unlock(&cache->lock);
         soft_code_reset(cpu->code);
+        if (cache->jit)
+            soft_jit_reset(cache->jit);
         for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
             struct soft_vcpu *other = atomic_load(&cpu->soft_vm->vcpu[i]);
 
@@ -345,16 +353,11 @@ void soft_cache_edge(struct soft_vcpu *cpu)
     atomic_store(&cpu->cache_epoch, epoch);
 }
 
-void soft_jump_context_update(struct soft_vcpu *cpu)
-{
-    cpu->jump_context = cpu->mmu->asid | (uint64_t)cpu->mode << 11 | cpu->jump_generation << 29;
-}
-
 void soft_jump_flush(struct soft_vcpu *cpu)
 {
-    cpu->jump_generation++;
+    cpu->mmu->jump_generation++;
     soft_zero(cpu->mmu->jumped, sizeof(cpu->mmu->jumped));
-    soft_jump_context_update(cpu);
+    soft_context_select(cpu);
 }
 
 void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva)
@@ -469,7 +472,7 @@ static void block_init(struct soft_block *block, gpa_t gpa, uint32_t mode)
 {
     soft_zero(block, sizeof(*block));
     block->gpa = gpa;
-    block->gpa2 = CACHE_NO_PAGE;
+    block->gpa2 = SOFT_BLOCK_ONE_PAGE;
     block->mode = mode;
     atomic_store_explicit(&block->valid, true, memory_order_relaxed);
 }
@@ -562,12 +565,34 @@ static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *bl
     return soft_fetch_page(cpu, next)->gpa == block->gpa2;
 }
 
+/* What a jump cache entry leads translated code to. */
+static const void *jump_code(const struct soft_jit *jit, const struct soft_block *block)
+{
+    const struct soft_native *native;
+
+    if (!jit)
+        return NULL;
+    native = atomic_load_explicit(&block->native, memory_order_acquire);
+    return soft_jit_address(jit, native ? native->entry_saved : jit->thunk[JIT_EXIT_JUMP]);
+}
+
+static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *block, bool global)
+{
+    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    unsigned hash = soft_mmu_hash(linear, PAGE_SHIFT);
+
+    *jump = (struct soft_jump){.rip = linear,
+                               .code = jump_code(cpu->cache->jit, block),
+                               .block = block,
+                               .global = global};
+    soft_context_note_jump(cpu->context, jump);
+    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
+}
+
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single)
 {
     struct soft_exec_entry *first;
     struct soft_block *block;
-    struct soft_jump *jump;
-    unsigned hash;
 
     if (unlikely(soft_code_full(cpu->code)))
         cache_recycle_code(cpu);
@@ -575,19 +600,50 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
         return block_make(cpu, linear, true);
     first = soft_fetch_page(cpu, linear);
     block = first->host ? cache_look_up(cpu, first->gpa | (linear & ~PAGE_MASK)) : NULL;
-    if (block && block->gpa2 != CACHE_NO_PAGE && !second_page_holds(cpu, block, linear))
+    if (block && block->gpa2 != SOFT_BLOCK_ONE_PAGE && !second_page_holds(cpu, block, linear))
         block = NULL;
     if (!block)
         block = block_make(cpu, linear, false);
-    if (block == cpu->scratch || block->gpa2 != CACHE_NO_PAGE)
+    if (block == cpu->scratch || block->gpa2 != SOFT_BLOCK_ONE_PAGE)
         return block;
     first = soft_fetch_page(cpu, linear);
-    jump = &cpu->jump[soft_jump_index(linear)];
-    jump->rip = linear;
-    jump->context = cpu->jump_context;
-    jump->mask = first->mask == UINT64_MAX ? UINT64_MAX : ~(uint64_t)SOFT_TLB_ASIDS;
-    jump->block = block;
-    hash = soft_mmu_hash(linear, PAGE_SHIFT);
-    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
+    jump_fill(cpu, linear, block, first->mask != UINT64_MAX);
     return block;
+}
+
+void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_block *block)
+{
+    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+
+    if (jump->rip == linear && jump->block == block)
+        jump->code = jump_code(cpu->cache->jit, block);
+}
+
+void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
+{
+    struct soft_cache *cache = cpu->cache;
+    struct soft_native *native;
+
+    soft_fpu_park(cpu);
+    soft_spin_lock(&cache->decode_lock);
+    native = atomic_load(&block->native) ? NULL : soft_jit_translate(cpu, block);
+    soft_spin_lock(&cache->lock);
+    if (!native)
+        block->runs = SOFT_BLOCK_COLD;
+    else if (atomic_load_explicit(&block->valid, memory_order_relaxed))
+        atomic_store_explicit(&block->native, native, memory_order_release);
+    soft_spin_unlock(&cache->lock);
+    soft_spin_unlock(&cache->decode_lock);
+    cpu->stat_translated += native != NULL;
+}
+
+void soft_block_link(struct soft_vcpu *cpu, struct jit_link *link, struct soft_block *block)
+{
+    struct soft_cache *cache = cpu->cache;
+
+    soft_spin_lock(&cache->lock);
+    if (cpu->jit_generation == cache->jit->generation &&
+        atomic_load_explicit(&block->valid, memory_order_relaxed) && atomic_load(&block->native))
+        soft_jit_link(cache->jit, link, block);
+    soft_spin_unlock(&cache->lock);
 }

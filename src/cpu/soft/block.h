@@ -18,41 +18,44 @@
 #define CPU_SOFT_BLOCK_H
 
 #include "core/memory.h"
+#include "cpu/soft/context.h"
 #include "cpu/soft/insn.h"
 #include "cpu/soft/vcpu.h"
 
 #define SOFT_BLOCK_INSNS 64u
-#define SOFT_JUMPS       8192u
+
+#define SOFT_BLOCK_ONE_PAGE UINT64_MAX /* gpa2 of a block that has no second page */
+#define SOFT_BLOCK_COLD     0xffffu
+
+struct soft_native;
+struct soft_jit;
+struct jit_link;
 
 struct soft_block {
     gpa_t gpa;
-    gpa_t gpa2;         /* second page of an instruction that crosses; else ~0 */
+    gpa_t gpa2;         /* second page of an instruction that crosses; else SOFT_BLOCK_ONE_PAGE */
     uint32_t mode;
     uint16_t bytes;
     uint8_t count;
     _Atomic bool valid;
     struct soft_block *_Atomic hash_next;
+    struct soft_native *_Atomic native; /* translation (jit/jit.h); NULL: none yet. Written under the cache lock */
+    uint16_t runs;      /* times interpreted, roughly; SOFT_BLOCK_COLD: not to be translated */
     struct soft_block *page_next[2]; /* cache lock; [1]: in the list of the second page */
     struct insn insn[];
 };
 
-/* A jump cache entry: linear address to block. */
-struct soft_jump {
-    gva_t rip;
-    uint64_t context, mask;
-    struct soft_block *block;
-};
-
-nodiscard int soft_cache_create(struct mem *mem, struct soft_cache **out);
+/* `jit`: whose translations hang off the blocks; NULL: none. */
+nodiscard int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache **out);
 void soft_cache_destroy(struct soft_cache *cache);
 
 /* The block at CS:RIP, decoded if need be; may raise #PF, #GP. In `single`, a block of one instruction. */
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single);
 
-/* Jump cache entries made before no longer count. Cheap. */
+/* Jumps cached before no longer count, in any context. Cheap: contexts not in use are wiped when they are again. */
 void soft_jump_flush(struct soft_vcpu *cpu);
+
 void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva); /* the mapping of one page changed */
-void soft_jump_context_update(struct soft_vcpu *cpu);
 
 /* A vCPU's guest store of 1, 2, 4 or 8 bytes (or any bytes) inside one page that may hold code. */
 void soft_code_store(struct soft_vcpu *cpu, struct mem_slot *slot, gpa_t gpa, const void *buf,
@@ -66,14 +69,22 @@ void soft_code_written(void *cache, gpa_t gpa, uint64_t len);
 /* At a block edge: the vCPU has seen every removal so far. */
 void soft_cache_edge(struct soft_vcpu *cpu);
 
+/* Translates the block, which has run often. At a block edge. */
+void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block);
+/* Joins the code that was left through `link` to the block that follows. */
+void soft_block_link(struct soft_vcpu *cpu, struct jit_link *link, struct soft_block *block);
+/* Lets jumps to this linear address find the block's translation. */
+void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_block *block);
+
+/* decode.c: nothing but an exception comes of it. */
+bool soft_decode_faults(const struct insn *in);
+/* decode.c: the fields of an instruction that is `length` bytes long; false: it is not. */
+bool soft_decode_fields(uint32_t mode, const uint8_t *bytes, unsigned length,
+                        ZydisDecodedInstruction *z, ZydisDecodedOperand *operand);
+
 /* decode.c: one instruction from at most `avail` bytes. Always gives something executable, except when the
  * bytes run out: then false. *mode* as in the key. FPU parked. */
 bool soft_decode(struct soft_vcpu *cpu, uint32_t mode, const uint8_t *bytes, unsigned avail,
                  struct insn *out);
-
-static inline uint64_t soft_jump_index(gva_t rip)
-{
-    return (rip ^ (rip >> 12)) & (SOFT_JUMPS - 1);
-}
 
 #endif

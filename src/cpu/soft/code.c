@@ -7,7 +7,6 @@
 
 #include "cpu/soft/trap.h"
 
-#define CODE_SIZE  (4u << 20)
 #define CODE_ALIGN 16u
 #define CODE_SLOTS (1u << 17) /* hash table, at most a little more than half full */
 #define CODE_PIECES_MAX (CODE_SLOTS / 2 + CODE_SLOTS / 8)
@@ -22,6 +21,8 @@ struct soft_code {
     uint8_t *write;  /* PROT_READ | PROT_WRITE */
     uint8_t *exec;   /* PROT_READ | PROT_EXEC, the same pages */
     struct code_slot *slots;
+    uint32_t size;   /* bytes of the mappings */
+    uint32_t kept;   /* bytes that a reset leaves */
     uint32_t used;   /* bytes */
     uint32_t pieces;
     _Atomic bool full;
@@ -34,19 +35,19 @@ static int code_map(struct soft_code *code)
 
     if (fd < 0)
         return -errno;
-    if (ftruncate(fd, CODE_SIZE) < 0) {
+    if (ftruncate(fd, code->size) < 0) {
         result = -errno;
         goto out_close;
     }
-    code->write = mmap(NULL, CODE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    code->write = mmap(NULL, code->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (code->write == MAP_FAILED) {
         result = -errno;
         goto out_close;
     }
-    code->exec = mmap(NULL, CODE_SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+    code->exec = mmap(NULL, code->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
     if (code->exec == MAP_FAILED) {
         result = -errno;
-        munmap(code->write, CODE_SIZE);
+        munmap(code->write, code->size);
     }
 out_close:
     close(fd);
@@ -61,13 +62,14 @@ static void *code_pages(uint64_t size)
     return p == MAP_FAILED ? NULL : p;
 }
 
-int soft_code_create(struct soft_code **out)
+int soft_code_create(uint32_t size, struct soft_code **out)
 {
     struct soft_code *code = code_pages(sizeof(*code));
     int result = -ENOMEM;
 
     if (!code)
         return result;
+    code->size = size;
     code->slots = code_pages(CODE_SLOTS * sizeof(*code->slots));
     if (!code->slots)
         goto err_free;
@@ -81,8 +83,8 @@ int soft_code_create(struct soft_code **out)
     return 0;
 
 err_unmap:
-    munmap(code->exec, CODE_SIZE);
-    munmap(code->write, CODE_SIZE);
+    munmap(code->exec, code->size);
+    munmap(code->write, code->size);
 err_slots:
     munmap(code->slots, CODE_SLOTS * sizeof(*code->slots));
 err_free:
@@ -94,8 +96,8 @@ void soft_code_destroy(struct soft_code *code)
 {
     if (!code)
         return;
-    munmap(code->exec, CODE_SIZE);
-    munmap(code->write, CODE_SIZE);
+    munmap(code->exec, code->size);
+    munmap(code->write, code->size);
     munmap(code->slots, CODE_SLOTS * sizeof(*code->slots));
     munmap(code, sizeof(*code));
 }
@@ -104,7 +106,7 @@ void soft_code_reset(struct soft_code *code)
 {
     for (uint32_t i = 0; i < CODE_SLOTS; i++)
         code->slots[i].len = 0;
-    code->used = 0;
+    code->used = code->kept;
     code->pieces = 0;
     code->full = false;
 }
@@ -116,7 +118,45 @@ bool soft_code_full(const struct soft_code *code)
 
 bool soft_code_contains(const struct soft_code *code, uint64_t addr)
 {
-    return addr - (uint64_t)(uintptr_t)code->exec < CODE_SIZE;
+    return addr - (uint64_t)(uintptr_t)code->exec < code->size;
+}
+
+uint8_t *soft_code_write_base(const struct soft_code *code)
+{
+    return code->write;
+}
+
+const uint8_t *soft_code_exec_base(const struct soft_code *code)
+{
+    return code->exec;
+}
+
+bool soft_code_reserve(struct soft_code *code, uint32_t len, uint32_t *at)
+{
+    if (code->full)
+        return false;
+    if (code->used + len > code->size) {
+        code->full = true;
+        return false;
+    }
+    *at = code->used;
+    return true;
+}
+
+void soft_code_commit(struct soft_code *code, uint32_t end)
+{
+    BUG_ON(end < code->used || end > code->size);
+    code->used = (uint32_t)align_up(end, CODE_ALIGN);
+}
+
+void soft_code_exhaust(struct soft_code *code)
+{
+    code->full = true;
+}
+
+void soft_code_keep(struct soft_code *code)
+{
+    code->kept = code->used;
 }
 
 uint64_t soft_code_widen(const struct soft_code *code, uint32_t low)
@@ -160,7 +200,7 @@ const void *soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned
             return code->exec + slot->offset;
         at = (at + 1) & (CODE_SLOTS - 1);
     }
-    if (code->used + len > CODE_SIZE || code->pieces >= CODE_PIECES_MAX) {
+    if (code->used + len > code->size || code->pieces >= CODE_PIECES_MAX) {
         code->full = true;
         return NULL;
     }

@@ -1,6 +1,6 @@
 /*
- * A small buffer of executable code, one per VM, filled by the families' binds under the block
- * cache's decode lock.
+ * The buffer of executable code, one per VM: the interpreter's native stubs, put there by the families'
+ * binds, and the translator's blocks. Both under the block cache's decode lock.
  *
  * The pages are a memfd mapped twice: written through one mapping, executed through the other, so
  * no address is ever both. Code is position-independent and never changed once put; equal bytes
@@ -23,13 +23,26 @@
 struct soft_code;
 
 /* 0 or negative errno. Also sees to it that faults in the code are caught (trap.h). */
-nodiscard int soft_code_create(struct soft_code **out);
+nodiscard int soft_code_create(uint32_t size, struct soft_code **out);
 void soft_code_destroy(struct soft_code *code); /* NULL is fine */
 
 /* The executable address of a copy of the bytes; NULL when it is full. Calls no libc. */
 const void *soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned len);
 
-/* Every address ever answered is void. */
+/*
+ * Room for `len` more bytes, at offset *at; false, and the buffer counts as full, when there is none. The bytes
+ * written from there through the writable mapping count once they are committed up to `end`.
+ */
+bool soft_code_reserve(struct soft_code *code, uint32_t len, uint32_t *at);
+void soft_code_commit(struct soft_code *code, uint32_t end);
+uint8_t *soft_code_write_base(const struct soft_code *code);
+const uint8_t *soft_code_exec_base(const struct soft_code *code);
+/* Counts as full from now on. */
+void soft_code_exhaust(struct soft_code *code);
+/* What is there now outlives every reset. */
+void soft_code_keep(struct soft_code *code);
+
+/* Every address ever answered is void, but for what is kept. */
 void soft_code_reset(struct soft_code *code);
 
 bool soft_code_full(const struct soft_code *code);

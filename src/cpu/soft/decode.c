@@ -241,6 +241,21 @@ static void decode_fault(struct insn *in, insn_fn *fn)
     in->flags = INSN_ENDS_BLOCK;
 }
 
+bool soft_decode_faults(const struct insn *in)
+{
+    return in->fn == insn_raise_ud || in->fn == insn_raise_gp;
+}
+
+bool soft_decode_fields(uint32_t mode, const uint8_t *bytes, unsigned length,
+                        ZydisDecodedInstruction *z, ZydisDecodedOperand *operand)
+{
+    ZydisDecoder decoder;
+
+    decode_init_decoder(&decoder, mode);
+    return ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, length, z, operand)) &&
+           z->length == length;
+}
+
 bool soft_decode(struct soft_vcpu *cpu, uint32_t mode, const uint8_t *bytes, unsigned avail,
                  struct insn *out)
 {

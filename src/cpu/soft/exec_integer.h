@@ -140,9 +140,9 @@ static always_inline gva_t operand_base_index(const struct soft_vcpu *cpu, const
 static always_inline void *rmw_pointer(struct soft_vcpu *cpu, const struct insn *in, gva_t gva,
                                        unsigned size)
 {
-    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->context, gva);
 
-    if (likely(!((soft_tlb_tag(cpu, gva, size) ^ e->write) & e->mask)))
+    if (likely(soft_tlb_tag(gva, size) == e->write))
         return (void *)(gva + e->addend);
     return soft_pointer(cpu, in->seg, gva, size, SOFT_WRITE);
 }

@@ -93,14 +93,14 @@ void exec_popf(struct soft_vcpu *cpu, const struct insn *in)
     soft_popf(cpu, in->opsize);
 }
 
-/* On every copy to and from user space: at CPL 0 AC only chooses the TLB, so the block goes on. */
+/* On every copy to and from user space: at CPL 0 AC only chooses the context, so the block goes on. */
 static void privileged_set_ac(struct soft_vcpu *cpu, uint64_t ac)
 {
     if (cpu->cpl != 0)
         soft_raise_ud(cpu);
     cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)RFLAGS_AC) | ac;
     cpu->mmu_index = ac ? SOFT_MMU_KERNEL_AC : SOFT_MMU_KERNEL;
-    cpu->tlb = cpu->mmu->tlb[cpu->mmu_index];
+    soft_context_select(cpu);
 }
 
 void exec_stac(struct soft_vcpu *cpu, const struct insn *in)

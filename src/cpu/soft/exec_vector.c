@@ -299,6 +299,15 @@ static void vector_ldmxcsr(struct soft_vcpu *cpu, const struct insn *in)
     vector_run(cpu, in, 0, &mxcsr);
 }
 
+enum vector_form vector_form(const struct insn *in)
+{
+    if (in->fn == vector_reg || in->fn == vector_load || in->fn == vector_store)
+        return VECTOR_FORM_NATIVE;
+    if (in->fn == vector_x87_reg || in->fn == vector_x87_load || in->fn == vector_x87_store)
+        return VECTOR_FORM_X87;
+    return VECTOR_FORM_OTHER;
+}
+
 /* ---- binding ---- */
 
 static void vector_code_full(struct soft_vcpu *cpu, const struct insn *in)

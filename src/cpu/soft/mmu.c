@@ -318,13 +318,12 @@ void soft_probe_write(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned l
 void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
                    enum soft_access access)
 {
-    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->context, gva);
     struct place p;
 
     if ((gva & ~PAGE_MASK) + len > PAGE_SIZE)
         return NULL;
-    if (likely(!((soft_tlb_tag(cpu, gva, 1) ^ (access == SOFT_WRITE ? e->write : e->read)) &
-                 e->mask)))
+    if (likely(soft_tlb_tag(gva, 1) == (access == SOFT_WRITE ? e->write : e->read)))
         return (void *)(gva + e->addend);
     find_place(cpu, current_index(cpu), seg, gva, access, &p);
     if (!p.host || (access == SOFT_WRITE && p.slot->readonly))
@@ -338,9 +337,9 @@ void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
 /* Implicit accesses ignore RFLAGS.AC (SDM vol. 3A 4.6.1). */
 uint64_t soft_system_load(struct soft_vcpu *cpu, gva_t gva, unsigned size)
 {
-    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->mmu->tlb[SOFT_MMU_KERNEL], gva);
+    const struct soft_tlb_entry *e = soft_tlb_slot(&cpu->mmu->context[SOFT_MMU_KERNEL], gva);
 
-    if (size == 8 && likely(!((soft_tlb_tag(cpu, gva, 8) ^ e->read) & e->mask)))
+    if (size == 8 && likely(soft_tlb_tag(gva, 8) == e->read))
         return *(const uint64_t *)(gva + e->addend);
     return load_index(cpu, SOFT_MMU_KERNEL, SEG_DS, gva, size);
 }

@@ -10,16 +10,18 @@
 #define CPU_SOFT_MMU_H
 
 #include "core/memory.h"
+#include "cpu/soft/context.h"
 #include "cpu/soft/insn.h"
 #include "cpu/soft/vcpu.h"
 
+/* Privilege of data accesses, and where in soft_mmu.context their TLB is. */
 enum soft_mmu_index {
-    SOFT_MMU_USER,         /* CPL 3 */
-    SOFT_MMU_KERNEL,       /* CPL 0-2: SMAP enforced when CR4.SMAP */
-    SOFT_MMU_KERNEL_AC,    /* CPL 0-2 with RFLAGS.AC: SMAP not enforced */
-    SOFT_MMU_USER_AC,      /* CPL 3 with alignment checks: its table stays empty */
-    SOFT_MMU_INDEXES
+    SOFT_MMU_KERNEL,    /* CPL 0-2: SMAP enforced when CR4.SMAP */
+    SOFT_MMU_KERNEL_AC, /* CPL 0-2 with RFLAGS.AC: SMAP not enforced */
+    SOFT_MMU_USER_AC,   /* CPL 3 with alignment checks: its TLB stays empty */
+    SOFT_MMU_USER,      /* CPL 3: the first of SOFT_USER_CONTEXTS */
 };
+#define SOFT_CONTEXTS (SOFT_MMU_USER + SOFT_USER_CONTEXTS)
 
 enum soft_access { SOFT_READ, SOFT_WRITE, SOFT_FETCH };
 
@@ -33,21 +35,15 @@ gva_t soft_operand(struct soft_vcpu *cpu, const struct insn *in, unsigned size,
                    enum soft_access access);
 
 /*
- * The TLB: per mmu_index a direct-mapped table of 4 KiB translations to host addresses. A tag is the linear
- * page with the address space's number (ASID) in bits 10:0; bit 11 is set in tags that match
- * nothing. `mask` leaves the ASID out for global pages. The addend turns a linear into a host address.
- * An address space is a PCID since its last flush: flushing one just gives it a new number.
+ * An address space is a PCID since its last flush, and has a number (ASID): flushing one just gives it a new
+ * number. Data accesses find translations in contexts (context.h). Those for instruction fetch are tagged: the
+ * linear page with the ASID in bits 10:0; bit 11 is set in tags that match nothing. `mask` leaves the
+ * ASID out for global pages.
  */
-#define SOFT_TLB_SIZE  1024u
-#define SOFT_TLB_EMPTY 0x800ull
-#define SOFT_TLB_ASIDS 0x7ffu /* 1 to 0x7fe are used */
-#define SOFT_TLB_MASK_GLOBAL (PAGE_MASK | SOFT_TLB_EMPTY)
-#define SOFT_EXEC_SIZE 512u
-
-struct soft_tlb_entry {
-    uint64_t read, write, mask;
-    uint64_t addend;
-};
+#define SOFT_ASIDS            0x7ffu /* 1 to 0x7fe are used */
+#define SOFT_EXEC_EMPTY       0x800ull
+#define SOFT_EXEC_MASK_GLOBAL (PAGE_MASK | SOFT_EXEC_EMPTY)
+#define SOFT_EXEC_SIZE        512u
 
 struct soft_exec_entry { /* instruction fetch */
     uint64_t tag, mask;
@@ -56,9 +52,14 @@ struct soft_exec_entry { /* instruction fetch */
 };
 
 struct soft_mmu {
-    struct soft_tlb_entry tlb[SOFT_MMU_INDEXES][SOFT_TLB_SIZE];
+    struct soft_context context[SOFT_CONTEXTS]; /* by soft_mmu_index; untouched until used */
     struct soft_exec_entry exec[2][SOFT_EXEC_SIZE]; /* [CPL 3] */
     uint64_t asid;            /* of the current address space */
+    uint64_t user_asid[SOFT_USER_CONTEXTS]; /* whose each user context is; 0: nobody's */
+    uint64_t user_used[SOFT_USER_CONTEXTS]; /* user_clock when last chosen; 0: free */
+    uint64_t user_clock;
+    unsigned user;            /* the user context chosen last */
+    uint64_t jump_generation; /* from 1; contexts of another forget their jumps (block.c) */
     uint16_t next_asid;
     uint16_t pcid_asid[4096]; /* 0: none yet */
     uint64_t large[4][64];    /* hashed sets of the 2 MiB and 1 GiB regions whose large page was
@@ -74,24 +75,13 @@ void soft_mmu_destroy(struct soft_vcpu *cpu);
 uint64_t soft_load_slow(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size);
 void soft_store_slow(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size, uint64_t value);
 
-static inline struct soft_tlb_entry *soft_tlb_slot(struct soft_tlb_entry *table, gva_t gva)
-{
-    return &table[(gva >> PAGE_SHIFT) & (SOFT_TLB_SIZE - 1)];
-}
-
-/* The tag an access must find: that of its last byte's page, so that crossing a page misses. */
-static inline uint64_t soft_tlb_tag(const struct soft_vcpu *cpu, gva_t gva, unsigned size)
-{
-    return ((gva + size - 1) & PAGE_MASK) | cpu->mmu->asid;
-}
-
 static inline __attribute__((always_inline)) uint64_t
 soft_load(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size)
 {
-    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->context, gva);
     const uint8_t *host = (const uint8_t *)(gva + e->addend);
 
-    if (unlikely((soft_tlb_tag(cpu, gva, size) ^ e->read) & e->mask))
+    if (unlikely(soft_tlb_tag(gva, size) != e->read))
         return soft_load_slow(cpu, seg, gva, size);
     switch (size) {
     case 1:
@@ -108,10 +98,10 @@ soft_load(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size)
 static inline __attribute__((always_inline)) void
 soft_store(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned size, uint64_t value)
 {
-    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->tlb, gva);
+    const struct soft_tlb_entry *e = soft_tlb_slot(cpu->context, gva);
     uint8_t *host = (uint8_t *)(gva + e->addend);
 
-    if (unlikely((soft_tlb_tag(cpu, gva, size) ^ e->write) & e->mask)) {
+    if (unlikely(soft_tlb_tag(gva, size) != e->write)) {
         soft_store_slow(cpu, seg, gva, size, value);
         return;
     }

@@ -14,6 +14,7 @@ void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear);
  * alarm.c: a POSIX timer of the vCPU's thread whose signal only sets SOFT_ATTN_TIMER. Setting it
  * to a later time is put off: the signal then finds the deadline not reached and sets it again.
  */
+int soft_timer_signal(void);
 nodiscard int soft_timer_install(void);               /* the signal handler; safe to repeat */
 nodiscard int soft_timer_attach(struct soft_vcpu *cpu); /* to this thread */
 void soft_timer_release(struct soft_vcpu *cpu);

@@ -12,10 +12,15 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/code.h"
 #include "cpu/soft/fpu.h"
+#include "cpu/soft/jit/jit.h"
+#include "cpu/soft/jit/translate.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/run.h"
 #include "cpu/soft/system.h"
+#include "cpu/soft/thread.h"
 #include "cpu/soft/vm.h"
+
+#define CODE_SIZE (32u << 20)
 
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)
 {
@@ -103,6 +108,27 @@ static void soft_cpuid_support(struct cpuid_support *support)
     support->xcr0 &= soft_fpu_host_xcr0();
 }
 
+static void soft_vm_release(struct soft_vm *vm)
+{
+    soft_cache_destroy(vm->cache);
+    soft_jit_destroy(vm->jit);
+    soft_code_destroy(vm->code);
+    free(vm);
+}
+
+/* What it made is in *vm also when it fails. */
+static int soft_vm_make(struct soft_vm *vm, struct mem *mem)
+{
+    int ret = soft_code_create(CODE_SIZE, &vm->code);
+
+    if (ret < 0)
+        return ret;
+    ret = soft_jit_create(vm->code, &vm->jit);
+    if (ret < 0 && ret != -ENOTSUP)
+        return ret;
+    return soft_cache_create(mem, vm->jit, &vm->cache);
+}
+
 static int soft_vm_create(struct machine *machine, const struct cpu_model *model, unsigned cpus,
                           struct vm **out, struct error *err)
 {
@@ -118,16 +144,10 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
     vm = calloc(1, sizeof(*vm));
     if (!vm)
         return error_set(err, -ENOMEM, "out of memory");
-    ret = soft_cache_create(machine->mem, &vm->cache);
+    ret = soft_vm_make(vm, machine->mem);
     if (ret < 0) {
-        free(vm);
+        soft_vm_release(vm);
         return error_set(err, ret, "cannot reserve the code cache: %s", strerror(-ret));
-    }
-    ret = soft_code_create(&vm->code);
-    if (ret < 0) {
-        soft_cache_destroy(vm->cache);
-        free(vm);
-        return error_set(err, ret, "cannot reserve native code: %s", strerror(-ret));
     }
     vm->base = (struct vm){.ops = &soft_engine, .machine = machine, .model = model, .cpus = cpus};
     soft_decode_init(vm);
@@ -143,9 +163,7 @@ static void soft_vm_destroy(struct vm *base)
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
 
     base->machine->mem->code_written = NULL;
-    soft_cache_destroy(vm->cache);
-    soft_code_destroy(vm->code);
-    free(vm);
+    soft_vm_release(vm);
 }
 
 static void soft_vcpu_destroy(struct vcpu *vcpu)
@@ -156,9 +174,12 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
         atomic_store(&cpu->soft_vm->vcpu[vcpu->index], NULL);
     soft_timer_release(cpu);
     soft_mmu_destroy(cpu);
-    free(cpu->jump);
+    if (cpu->host_thread)
+        soft_thread_release(cpu->host_thread);
+    free(cpu->host_thread);
     free(cpu->scratch);
-    free(cpu);
+    free(cpu->jit_work);
+    munmap(cpu, SOFT_VCPU_MAPPED + PAGE_SIZE);
 }
 
 /*
@@ -181,25 +202,49 @@ static void soft_tsc_set(struct soft_vcpu *cpu, uint64_t tsc)
     }
 }
 
+/* Zeroed, with a page behind it that faults. */
+static struct soft_vcpu *soft_vcpu_map(void)
+{
+    void *map = mmap(NULL, SOFT_VCPU_MAPPED + PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
+                     -1, 0);
+
+    if (map == MAP_FAILED)
+        return NULL;
+    if (mprotect(map, SOFT_VCPU_MAPPED, PROT_READ | PROT_WRITE) < 0) {
+        munmap(map, SOFT_VCPU_MAPPED + PAGE_SIZE);
+        return NULL;
+    }
+    return map;
+}
+
+/* What it made is released with the vCPU also when it fails. */
+static int soft_vcpu_make(struct soft_vcpu *cpu)
+{
+    cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
+    cpu->jit_work = calloc(1, sizeof(*cpu->jit_work));
+    cpu->host_thread = calloc(1, sizeof(*cpu->host_thread));
+    if (!cpu->scratch || !cpu->jit_work || !cpu->host_thread)
+        return -ENOMEM;
+    if (soft_thread_init(cpu->host_thread) < 0)
+        return -ENOMEM;
+    return soft_mmu_create(cpu);
+}
+
 static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, struct error *err)
 {
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
-    struct soft_vcpu *cpu = aligned_alloc(64, align_up(sizeof(*cpu), 64));
+    struct soft_vcpu *cpu = soft_vcpu_map();
 
     if (!cpu)
         return error_set(err, -ENOMEM, "out of memory for a CPU");
-    memset(cpu, 0, sizeof(*cpu));
+    cpu->self = cpu;
     cpu->base = (struct vcpu){.vm = base, .index = index};
     cpu->cache = vm->cache;
     cpu->code = vm->code;
-    cpu->jump = calloc(SOFT_JUMPS, sizeof(*cpu->jump));
-    cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
-    if (!cpu->jump || !cpu->scratch || soft_mmu_create(cpu) < 0) {
+    if (soft_vcpu_make(cpu) < 0) {
         soft_vcpu_destroy(&cpu->base);
         return error_set(err, -ENOMEM, "out of memory for a CPU");
     }
-    for (unsigned i = 0; i < SOFT_JUMPS; i++)
-        cpu->jump[i] = (struct soft_jump){.context = UINT64_MAX, .mask = UINT64_MAX};
     cpu->soft_vm = vm;
     cpu_state_reset(&cpu->s, index == 0);
     if (index != 0)
@@ -221,7 +266,13 @@ static enum vcpu_exit soft_vcpu_run(struct vcpu *vcpu, struct error *err)
         error_set(err, ret, "cannot make a timer for CPU %u: %s", vcpu->index, strerror(-ret));
         return VCPU_EXIT_ERROR;
     }
+    ret = soft_thread_enter(cpu->host_thread, cpu);
+    if (ret < 0) {
+        error_set(err, ret, "cannot prepare the thread of CPU %u: %s", vcpu->index, strerror(-ret));
+        return VCPU_EXIT_ERROR;
+    }
     exit = soft_run(cpu);
+    soft_thread_leave(cpu->host_thread);
     soft_fpu_park(cpu);
     soft_sync_leave(cpu);
     return exit;
@@ -273,7 +324,9 @@ static int soft_state_set(struct vcpu *vcpu, const struct cpu_state *state)
 
 static unsigned soft_counters(struct vm *base, struct engine_counter *out, unsigned capacity)
 {
-    static const char *const names[] = {"instructions", "decodes", "tlb misses", "faults", "exits"};
+    static const char *const names[] = {"instructions interpreted", "decodes", "tlb misses", "faults",
+                                        "exits", "blocks translated", "translated code entered",
+                                        "instructions handed to the interpreter"};
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
     uint64_t sum[ARRAY_SIZE(names)] = {0};
     unsigned count = 0;
@@ -288,6 +341,9 @@ static unsigned soft_counters(struct vm *base, struct engine_counter *out, unsig
         sum[2] += cpu->stat_tlb_misses;
         sum[3] += cpu->stat_faults;
         sum[4] += cpu->stat_exits;
+        sum[5] += cpu->stat_translated;
+        sum[6] += cpu->stat_entries;
+        sum[7] += cpu->stat_slow;
     }
     for (; count < capacity && count < ARRAY_SIZE(names); count++)
         out[count] = (struct engine_counter){names[count], sum[count]};

@@ -1,4 +1,4 @@
-/* Filling and flushing the TLB. Its format is explained in mmu.h. */
+/* Filling and flushing the TLB: which contexts and tags mean what is explained in context.h and mmu.h. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -7,16 +7,9 @@
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/system.h"
 
-static void tlb_entry_clear(struct soft_tlb_entry *e)
-{
-    e->read = SOFT_TLB_EMPTY;
-    e->write = SOFT_TLB_EMPTY;
-    e->mask = UINT64_MAX;
-}
-
 static void exec_entry_clear(struct soft_exec_entry *e)
 {
-    e->tag = SOFT_TLB_EMPTY;
+    e->tag = SOFT_EXEC_EMPTY;
     e->mask = UINT64_MAX;
 }
 
@@ -30,7 +23,7 @@ int soft_mmu_create(struct soft_vcpu *cpu)
         return -ENOMEM;
     cpu->mmu = map;
     cpu->mmu->phys_mask = (1ull << (bits >= 32 && bits <= 52 ? bits : 40)) - 1;
-    cpu->tlb = cpu->mmu->tlb[0];
+    soft_context_init(cpu->mmu);
     soft_tlb_flush(cpu);
     return 0;
 }
@@ -42,12 +35,8 @@ void soft_mmu_destroy(struct soft_vcpu *cpu)
     cpu->mmu = NULL;
 }
 
-static void tlb_wipe(struct soft_mmu *mmu)
+static void exec_wipe(struct soft_mmu *mmu)
 {
-    for (unsigned i = 0; i < SOFT_MMU_INDEXES; i++) {
-        for (unsigned k = 0; k < SOFT_TLB_SIZE; k++)
-            tlb_entry_clear(&mmu->tlb[i][k]);
-    }
     for (unsigned i = 0; i < 2; i++) {
         for (unsigned k = 0; k < SOFT_EXEC_SIZE; k++)
             exec_entry_clear(&mmu->exec[i][k]);
@@ -59,22 +48,41 @@ static unsigned tlb_pcid(const struct soft_vcpu *cpu)
     return cpu->s.cr4 & CR4_PCIDE ? (unsigned)(cpu->s.cr3 & CR3_PCID_MASK) : 0;
 }
 
-static void tlb_select(struct soft_vcpu *cpu)
+/* Nothing anybody knows is left but the jumps. */
+static void tlb_restart(struct soft_mmu *mmu)
+{
+    exec_wipe(mmu);
+    soft_context_flush(mmu);
+    soft_zero(mmu->pcid_asid, sizeof(mmu->pcid_asid));
+    mmu->next_asid = 1;
+    mmu->asid = 0;
+}
+
+/* The number of the address space of CR3; a new one if need be. */
+static uint64_t tlb_asid(struct soft_vcpu *cpu)
 {
     struct soft_mmu *mmu = cpu->mmu;
     unsigned pcid = tlb_pcid(cpu);
 
-    if (mmu->pcid_asid[pcid] == 0) {
-        if (mmu->next_asid >= SOFT_TLB_ASIDS) { /* out of numbers: begin again */
-            tlb_wipe(mmu);
-            soft_zero(mmu->pcid_asid, sizeof(mmu->pcid_asid));
-            mmu->next_asid = 1;
-            cpu->jump_generation++;
-        }
-        mmu->pcid_asid[pcid] = mmu->next_asid++;
+    if (mmu->pcid_asid[pcid])
+        return mmu->pcid_asid[pcid];
+    if (mmu->next_asid >= SOFT_ASIDS) { /* out of numbers: begin again */
+        tlb_restart(mmu);
+        mmu->jump_generation++;
     }
-    mmu->asid = mmu->pcid_asid[pcid];
-    soft_jump_context_update(cpu);
+    mmu->pcid_asid[pcid] = mmu->next_asid++;
+    return mmu->pcid_asid[pcid];
+}
+
+static void tlb_select(struct soft_vcpu *cpu)
+{
+    struct soft_mmu *mmu = cpu->mmu;
+    uint64_t asid = tlb_asid(cpu);
+
+    if (asid != mmu->asid)
+        soft_context_flush_local(mmu);
+    mmu->asid = asid;
+    soft_context_select(cpu);
     cpu->end_block = true;
 }
 
@@ -82,23 +90,29 @@ void soft_tlb_flush(struct soft_vcpu *cpu)
 {
     struct soft_mmu *mmu = cpu->mmu;
 
-    tlb_wipe(mmu);
-    soft_zero(mmu->pcid_asid, sizeof(mmu->pcid_asid));
+    tlb_restart(mmu);
     soft_zero(mmu->large, sizeof(mmu->large));
-    mmu->next_asid = 1;
-    cpu->jump_generation++;
+    mmu->jump_generation++;
     tlb_select(cpu);
+}
+
+/* Its number is not used again, so that what is tagged with it matches nothing. */
+static void pcid_flush(struct soft_mmu *mmu, unsigned pcid)
+{
+    if (mmu->pcid_asid[pcid])
+        soft_context_forget(mmu, mmu->pcid_asid[pcid]);
+    mmu->pcid_asid[pcid] = 0;
 }
 
 void soft_tlb_flush_nonglobal(struct soft_vcpu *cpu)
 {
-    cpu->mmu->pcid_asid[tlb_pcid(cpu)] = 0;
+    pcid_flush(cpu->mmu, tlb_pcid(cpu));
     tlb_select(cpu);
 }
 
 void soft_tlb_flush_pcid(struct soft_vcpu *cpu, unsigned pcid)
 {
-    cpu->mmu->pcid_asid[pcid & 4095] = 0;
+    pcid_flush(cpu->mmu, pcid & 4095);
     tlb_select(cpu);
 }
 
@@ -122,14 +136,8 @@ static void large_note(struct soft_mmu *mmu, gva_t gva, unsigned shift)
         mmu->large[set][hash / 64] |= 1ull << (hash % 64);
 }
 
-static void tlb_drop_page(struct soft_mmu *mmu, gva_t page)
+static void exec_drop_page(struct soft_mmu *mmu, gva_t page)
 {
-    for (unsigned i = 0; i < SOFT_MMU_INDEXES; i++) {
-        struct soft_tlb_entry *e = soft_tlb_slot(mmu->tlb[i], page);
-
-        if ((e->read & PAGE_MASK) == page || (e->write & PAGE_MASK) == page)
-            tlb_entry_clear(e);
-    }
     for (unsigned i = 0; i < 2; i++) {
         struct soft_exec_entry *x = &mmu->exec[i][(page >> PAGE_SHIFT) & (SOFT_EXEC_SIZE - 1)];
 
@@ -146,7 +154,8 @@ void soft_tlb_flush_page(struct soft_vcpu *cpu, gva_t gva)
         soft_tlb_flush(cpu); /* pieces of a large page may be anywhere */
         return;
     }
-    tlb_drop_page(mmu, gva & PAGE_MASK);
+    soft_context_drop_page(mmu, gva & PAGE_MASK);
+    exec_drop_page(mmu, gva & PAGE_MASK);
     soft_jump_flush_page(cpu, gva);
     cpu->end_block = true;
 }
@@ -159,38 +168,32 @@ void soft_tlb_flush_pcid_page(struct soft_vcpu *cpu, unsigned pcid, gva_t gva)
 
 void soft_tlb_revoke(struct soft_vcpu *cpu, uint64_t host_page)
 {
-    for (unsigned i = 0; i < SOFT_MMU_INDEXES; i++) {
-        for (unsigned k = 0; k < SOFT_TLB_SIZE; k++) {
-            struct soft_tlb_entry *e = &cpu->mmu->tlb[i][k];
-
-            if (host_page == 0 || (e->write & PAGE_MASK) + e->addend == host_page)
-                e->write = SOFT_TLB_EMPTY;
-        }
-    }
+    soft_context_revoke(cpu->mmu, host_page);
 }
 
 /* Remembers a translation to memory for data accesses; for writes only if the page holds no code. */
 bool soft_tlb_fill(struct soft_vcpu *cpu, unsigned index, gva_t gva, enum soft_access access,
                    const struct soft_walk *walk, struct mem_slot *slot)
 {
-    struct soft_mmu *mmu = cpu->mmu;
-    struct soft_tlb_entry *e = soft_tlb_slot(mmu->tlb[index], gva);
-    uint64_t tag = (gva & PAGE_MASK) | mmu->asid;
-    uint64_t mask = walk->global ? SOFT_TLB_MASK_GLOBAL : UINT64_MAX;
+    struct soft_context *context =
+        index == cpu->mmu_index ? cpu->context : &cpu->mmu->context[SOFT_MMU_KERNEL];
+    struct soft_tlb_entry *e = soft_tlb_slot(context, gva);
+    uint64_t page = gva & PAGE_MASK;
     uint64_t addend = (uint64_t)slot->host + (walk->gpa - slot->gpa) - gva;
     bool may_write = access == SOFT_WRITE && soft_code_may_write(cpu, slot, walk->gpa);
 
-    large_note(mmu, gva, walk->shift);
+    large_note(cpu->mmu, gva, walk->shift);
     if (index == SOFT_MMU_USER_AC || soft_debug_watched(cpu, gva))
         return may_write;
-    if (e->read != tag || e->mask != mask || e->addend != addend) {
+    if (e->read != page || e->addend != addend) {
         e->write = SOFT_TLB_EMPTY;
-        e->read = tag;
-        e->mask = mask;
+        e->read = page;
         e->addend = addend;
     }
+    e->global = walk->global;
+    soft_context_note_tlb(context, e);
     if (may_write)
-        e->write = tag;
+        e->write = page;
     return may_write;
 }
 
@@ -205,7 +208,7 @@ static void exec_fill(struct soft_vcpu *cpu, struct soft_exec_entry *x, gva_t gv
     slot = mem_slot_find(cpu->base.vm->machine->mem, walk.gpa);
     large_note(cpu->mmu, gva, walk.shift);
     x->tag = (gva & PAGE_MASK) | cpu->mmu->asid;
-    x->mask = walk.global ? SOFT_TLB_MASK_GLOBAL : UINT64_MAX;
+    x->mask = walk.global ? SOFT_EXEC_MASK_GLOBAL : UINT64_MAX;
     x->gpa = walk.gpa & PAGE_MASK;
     x->host = slot ? slot->host + (x->gpa - slot->gpa) : NULL;
 }

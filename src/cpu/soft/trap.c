@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include "cpu/soft/code.h"
+#include "cpu/soft/jit/jit.h"
+#include "cpu/soft/vm.h"
 
 #define TRAP_RED_ZONE 128u
 
@@ -61,6 +63,57 @@ static void trap_previous_handler(int sig, siginfo_t *info, void *context)
         signal(sig, SIG_DFL); /* the fault repeats and ends the process with its true cause */
 }
 
+/* The guest's registers as translated code left them (jit.h). */
+static void trap_save_guest(struct soft_vcpu *cpu, const greg_t *regs, const struct jit_trap *at)
+{
+    static const struct {
+        uint8_t gpr, reg;
+    } map[] = {
+        {GPR_RAX, REG_RAX}, {GPR_RCX, REG_RCX}, {GPR_RDX, REG_RDX}, {GPR_RBX, REG_RBX},
+        {GPR_RSP, REG_RSP}, {GPR_RBP, REG_RBP}, {GPR_RSI, REG_RSI}, {GPR_RDI, REG_RDI},
+        {GPR_R12, REG_R12}, {GPR_R13, REG_R13}, {GPR_R14, REG_R14}, {GPR_R15, REG_R15},
+    };
+
+    for (unsigned i = 0; i < sizeof(map) / sizeof(map[0]); i++)
+        cpu->s.gpr[map[i].gpr] = (uint64_t)regs[map[i].reg];
+    cpu->s.rip = cpu->code_page + at->offset;
+    if (at->flags & JIT_SAVED)
+        soft_jit_flags_out(cpu);
+    else
+        cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)RFLAGS_ARITH) |
+                        ((uint64_t)regs[REG_EFL] & RFLAGS_ARITH);
+    soft_jit_flags_in(cpu);
+}
+
+/* Goes on with function(cpu, trap) on the stack whose top is `rsp`, DF clear; it must not return. */
+static void trap_divert(greg_t *regs, struct soft_vcpu *cpu, uint64_t trap, uint64_t rsp)
+{
+    regs[REG_RSP] = (greg_t)((rsp & ~15ull) - 8);
+    regs[REG_RDI] = (greg_t)(uintptr_t)cpu;
+    regs[REG_RSI] = (greg_t)trap;
+    regs[REG_RIP] = (greg_t)(uintptr_t)trap_raise;
+    regs[REG_EFL] &= ~(greg_t)RFLAGS_DF;
+}
+
+/* A fault in translated code. False: none that belongs there. */
+static bool trap_translated(struct soft_vcpu *cpu, greg_t *regs, uint64_t trap)
+{
+    const struct soft_jit *jit = cpu->soft_vm->jit;
+    const struct jit_trap *at =
+        jit ? soft_jit_trap(jit, (const void *)(uintptr_t)regs[REG_RIP]) : NULL;
+
+    if (!at || (trap == VECTOR_PF) != ((at->flags & JIT_POLL) != 0))
+        return false;
+    trap_save_guest(cpu, regs, at);
+    if (at->flags & JIT_POLL) {
+        regs[REG_RSP] = (greg_t)cpu->host_rsp;
+        regs[REG_RIP] = (greg_t)(uintptr_t)soft_jit_address(jit, jit->thunk[JIT_LEAVE]);
+    } else {
+        trap_divert(regs, cpu, trap, cpu->host_rsp);
+    }
+    return true;
+}
+
 static void trap_handler(int sig, siginfo_t *info, void *context)
 {
     ucontext_t *uc = context;
@@ -73,18 +126,15 @@ static void trap_handler(int sig, siginfo_t *info, void *context)
         trap_previous_handler(sig, info, context);
         return;
     }
+    if (trap_translated(cpu, regs, trap))
+        return;
     if (trap != VECTOR_UD && trap != VECTOR_MF && trap != VECTOR_XM && trap != VECTOR_GP) {
-        trap_say("lodge: internal error: a native stub of the soft engine touched memory it must "
+        trap_say("lodge: internal error: native code of the soft engine touched memory it must "
                  "not\n");
         signal(sig, SIG_DFL);
         return;
     }
-    /* As if trap_raise(cpu, trap) had been called: SysV stack alignment, DF clear. */
-    regs[REG_RSP] = (greg_t)((((uint64_t)regs[REG_RSP] - TRAP_RED_ZONE) & ~15ull) - 8);
-    regs[REG_RDI] = (greg_t)(uintptr_t)cpu;
-    regs[REG_RSI] = (greg_t)trap;
-    regs[REG_RIP] = (greg_t)(uintptr_t)trap_raise;
-    regs[REG_EFL] &= ~(greg_t)RFLAGS_DF;
+    trap_divert(regs, cpu, trap, (uint64_t)regs[REG_RSP] - TRAP_RED_ZONE);
 }
 
 int soft_trap_install(void)

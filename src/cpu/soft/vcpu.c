@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "cpu/soft/block.h"
 #include "cpu/soft/fpu.h"
+#include "cpu/soft/jit/jit.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/run.h"
 #include "cpu/soft/system.h"
@@ -19,6 +20,7 @@
 
 #define DR6_BS (1u << 14)
 #define HALT_SPINS 300u
+#define RUNS_BEFORE_TRANSLATION 8u
 #define PAUSES_PER_YIELD 64u
 
 _Noreturn void soft_raise(struct soft_vcpu *cpu, unsigned vector)
@@ -118,9 +120,8 @@ void soft_mode_update(struct soft_vcpu *cpu)
     }
     cpu->mode = mode;
     cpu->mmu_index = mode_mmu_index(cpu);
-    cpu->tlb = cpu->mmu->tlb[cpu->mmu_index];
+    soft_context_select(cpu);
     cpu->end_block = true;
-    soft_jump_context_update(cpu);
 }
 
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
@@ -241,7 +242,7 @@ static void take_interrupt(struct soft_vcpu *cpu)
     if (!ops || !ops->has_interrupt(cpu->base.apic))
         return;
     if (interrupt_blocked(cpu)) {
-        atomic_fetch_or(&cpu->attention, SOFT_ATTN_INTERRUPT);
+        cpu->interrupt_held = true;
         return;
     }
     vector = ops->accept_interrupt(cpu->base.apic);
@@ -283,8 +284,9 @@ static bool attend(struct soft_vcpu *cpu)
         return false;
     if (cpu->s.nmi_pending)
         take_nmi(cpu);
-    if ((bits | atomic_load(&cpu->attention)) & SOFT_ATTN_INTERRUPT) {
+    if (cpu->interrupt_held || (bits | atomic_load(&cpu->attention)) & SOFT_ATTN_INTERRUPT) {
         atomic_fetch_and(&cpu->attention, ~SOFT_ATTN_INTERRUPT);
+        cpu->interrupt_held = false;
         take_interrupt(cpu);
     }
     return cpu->s.activity == CPU_RUNNING && !(bits & SOFT_ATTN_KICK);
@@ -294,9 +296,7 @@ static bool attention_due(struct soft_vcpu *cpu)
 {
     uint32_t bits = atomic_load_explicit(&cpu->attention, memory_order_relaxed);
 
-    if (likely(bits == 0) || (bits == SOFT_ATTN_INTERRUPT && interrupt_blocked(cpu)))
-        return false;
-    return true;
+    return unlikely(bits) || unlikely(cpu->interrupt_held && !interrupt_blocked(cpu));
 }
 
 static gva_t code_linear(const struct soft_vcpu *cpu)
@@ -365,9 +365,9 @@ static bool careful(const struct soft_vcpu *cpu)
 static struct soft_block *next_block(struct soft_vcpu *cpu)
 {
     gva_t linear = code_linear(cpu);
-    const struct soft_jump *jump = &cpu->jump[soft_jump_index(linear)];
+    const struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
 
-    if (likely(jump->rip == linear && !((jump->context ^ cpu->jump_context) & jump->mask) &&
+    if (likely(jump->rip == linear &&
                atomic_load_explicit(&jump->block->valid, memory_order_relaxed)))
         return jump->block;
     return soft_block_find(cpu, linear, false);
@@ -398,12 +398,44 @@ static void run_block(struct soft_vcpu *cpu, const struct soft_block *block)
         cpu->s.rip = (uint32_t)rip;
 }
 
+/* Counts a block that is interpreted; true when it is to be translated. */
+static bool block_is_hot(const struct soft_vcpu *cpu, struct soft_block *block)
+{
+    if (!cpu->soft_vm->jit || block->runs == SOFT_BLOCK_COLD || block == cpu->scratch)
+        return false;
+    return ++block->runs == RUNS_BEFORE_TRANSLATION;
+}
+
+/* Runs a block in the form it has. `link`: how translated code was left for it. Answers the same anew. */
+static struct jit_link *execute(struct soft_vcpu *cpu, struct soft_block *block,
+                                struct jit_link *link)
+{
+    const struct soft_native *native;
+
+    if (unlikely(block_is_hot(cpu, block)))
+        soft_block_translate(cpu, block);
+    native = atomic_load_explicit(&block->native, memory_order_acquire);
+    if (!native) {
+        cpu->block = block;
+        run_block(cpu, block);
+        return NULL;
+    }
+    if (link)
+        soft_block_link(cpu, link, block);
+    else
+        soft_block_expose(cpu, cpu->s.rip, block);
+    return soft_jit_run(cpu, native);
+}
+
 /* Runs the guest until the vCPU's thread must look elsewhere. */
 static __attribute__((noinline)) void run_guest(struct soft_vcpu *cpu)
 {
+    struct jit_link *link = NULL;
+
     if (__builtin_setjmp(cpu->fault_jump)) {
         cpu->stat_faults++;
         cpu->single_step = false;
+        link = NULL;
         if (!fault_combine(cpu)) {
             cpu->delivering = false;
             cpu->s.activity = CPU_SHUTDOWN;
@@ -414,21 +446,25 @@ static __attribute__((noinline)) void run_guest(struct soft_vcpu *cpu)
     for (;;) {
         struct soft_block *block;
 
-        if (unlikely(attention_due(cpu)) && !attend(cpu))
-            return;
+        if (unlikely(attention_due(cpu))) {
+            link = NULL;
+            if (!attend(cpu))
+                return;
+        }
         if (unlikely(cpu->s.activity != CPU_RUNNING))
             return;
         if (unlikely(careful(cpu))) {
             step(cpu);
+            link = NULL;
             continue;
         }
         block = next_block(cpu);
         if (unlikely(beyond_limit(cpu, block))) {
             step(cpu);
+            link = NULL;
             continue;
         }
-        cpu->block = block;
-        run_block(cpu, block);
+        link = execute(cpu, block, link);
     }
 }
 
@@ -451,12 +487,10 @@ static void sleep_until(struct soft_vcpu *cpu, uint64_t deadline)
 {
     struct timespec ts = {.tv_sec = (time_t)(deadline / NSEC_PER_SEC),
                           .tv_nsec = (long)(deadline % NSEC_PER_SEC)};
-    uint32_t seen;
 
     atomic_store(&cpu->sleeping, 1);
-    seen = atomic_load(&cpu->attention);
-    if (!(seen & ~SOFT_ATTN_INTERRUPT) && !(seen && !interrupt_blocked(cpu)))
-        futex(&cpu->attention, FUTEX_WAIT_BITSET_PRIVATE, seen,
+    if (!atomic_load(&cpu->attention))
+        futex(&cpu->attention, FUTEX_WAIT_BITSET_PRIVATE, 0,
               deadline == CLOCK_NEVER ? NULL : &ts);
     atomic_store(&cpu->sleeping, 0);
 }
@@ -468,7 +502,7 @@ static void wait_for_event(struct soft_vcpu *cpu)
     uint64_t deadline = ops ? ops->timer_deadline(cpu->base.apic) : CLOCK_NEVER;
 
     for (unsigned i = 0; i < HALT_SPINS; i++) {
-        if (atomic_load_explicit(&cpu->attention, memory_order_relaxed) & ~SOFT_ATTN_INTERRUPT)
+        if (atomic_load_explicit(&cpu->attention, memory_order_relaxed))
             return;
         __builtin_ia32_pause();
     }

@@ -24,12 +24,12 @@
 #include "x86/arch.h"
 
 struct soft_vm;
-struct soft_mmu;   /* mmu.h: the TLB */
+struct soft_mmu;   /* mmu.h: translations, and the contexts */
+struct soft_context; /* context.h: the TLB and jump cache in use */
 struct soft_cache; /* block.h: decoded blocks, one per VM */
 struct soft_block;
-struct soft_tlb_entry;
-struct soft_jump;
-struct soft_code;  /* code.h: native stubs */
+struct soft_code;  /* code.h: native code */
+struct jit_work;   /* jit/translate.h */
 
 /* The last x87 instruction that is not a control instruction: where the host recorded a stub's
  * address, FNSTENV and FXSAVE tell this (soft_fpu_pointers). */
@@ -109,11 +109,11 @@ struct soft_vcpu {
                            under it was written, TLB flushed, interrupt window opened) */
     bool single_step;   /* RFLAGS.TF was set when this instruction began */
     uint8_t watch_hits; /* data breakpoints this instruction touched: DR6 bits 3:0 */
-    uint8_t mmu_index;  /* SOFT_MMU_*: which TLB current data accesses use; only soft_mode_update, STAC and CLAC set it */
+    uint8_t mmu_index;  /* SOFT_MMU_*: the privilege of current data accesses; only soft_mode_update, STAC and CLAC set it */
     _Atomic uint32_t attention; /* SOFT_ATTN_* */
     _Atomic uint8_t sipi_vector;
 
-    struct soft_tlb_entry *tlb; /* the table of mmu_index in *mmu */
+    struct soft_context *context; /* in use, in *mmu; only soft_context_select sets it */
 
     struct soft_event fault;    /* being raised; valid when the run loop is re-entered */
     void *fault_jump[5];        /* __builtin_setjmp buffer of the run loop */
@@ -128,20 +128,28 @@ struct soft_vcpu {
 
     int64_t tsc_offset;         /* guest TSC = host TSC (scaled if need be) + offset */
     uint64_t stat_insns, stat_blocks, stat_decodes, stat_tlb_misses, stat_faults, stat_exits;
+    uint64_t stat_slow, stat_translated, stat_entries;
 
     /* vcpu.c */
     bool delivering;            /* `event` is on its way: a fault now is combined with it */
     struct soft_event event;
-    bool nmi_latched;
+    bool interrupt_held;        /* one waits until the guest lets it in; `attention` does not say so meanwhile */
     int thread;                 /* kernel id of the thread that `timer` signals; 0: none */
     void *timer;                /* timer_t */
     uint64_t timer_armed;       /* clock_now() time the host timer is set to; CLOCK_NEVER */
     uint32_t pauses;            /* PAUSE instructions since the last yield */
 
+    /* jit/: used by translated code, which reaches this struct through GS */
+    struct soft_vcpu *self;
+    uint64_t host_rsp;          /* the host's stack while translated code runs */
+    uint64_t jit_target;        /* scratch of the thunks: where to go */
+    gva_t code_page;            /* the page of RIP */
+    uint16_t jit_flags;         /* arithmetic flags: OF in the low byte, LAHF's AH in the high one */
+    struct soft_thread *host_thread; /* owned */
+    struct jit_work *jit_work;  /* owned: the translator's workspace */
+    uint64_t jit_generation;    /* of the code when it was last entered: the link it answered is of then */
+
     /* block.c */
-    struct soft_jump *jump;     /* jump cache, owned */
-    uint64_t jump_context;      /* generation, mode and address space that cached jumps must match */
-    uint64_t jump_generation;
     struct soft_block *block;   /* being executed */
     struct soft_block *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
@@ -155,6 +163,13 @@ struct soft_vcpu {
     uint64_t revoke_asked;      /* revoke_lock */
     _Atomic uint64_t revoke_done;
 };
+
+/*
+ * A vCPU is mapped with a page behind it that faults. Translated code polls `attention` without touching the flags by
+ * a load from [gs: SOFT_VCPU_POLL + 8 * attention], which is the last word of its own pages or in that one.
+ */
+#define SOFT_VCPU_MAPPED ((sizeof(struct soft_vcpu) + PAGE_SIZE - 1) & PAGE_MASK)
+#define SOFT_VCPU_POLL   ((int32_t)(SOFT_VCPU_MAPPED - 4))
 
 /* vcpu.c */
 _Noreturn void soft_raise(struct soft_vcpu *cpu, unsigned vector);
@@ -170,7 +185,7 @@ static inline _Noreturn void soft_raise_gp(struct soft_vcpu *cpu, uint32_t error
     soft_raise_error(cpu, VECTOR_GP, error);
 }
 
-/* Recomputes mode, cpl, mmu_index after a change of what they depend on; sets end_block. vcpu.c */
+/* Recomputes mode, cpl, mmu_index, context after a change of what they depend on; sets end_block. vcpu.c */
 void soft_mode_update(struct soft_vcpu *cpu);
 
 /* Called by the PAUSE handler: gives the host CPU away now and then. vcpu.c */

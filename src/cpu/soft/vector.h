@@ -28,6 +28,11 @@ enum vector_class {
 enum vector_gate { GATE_OPEN, GATE_UD, GATE_NM };
 enum vector_gate vector_gate(struct insn *in, const struct insn_decode *d, enum vector_class class);
 
+/* What the translator may do with a bound instruction: run it on the host as it is, given its operand's address
+ * there; for x87 the last instruction's pointers are to be noted. OTHER: only its handler can. */
+enum vector_form { VECTOR_FORM_OTHER, VECTOR_FORM_NATIVE, VECTOR_FORM_X87 };
+enum vector_form vector_form(const struct insn *in);
+
 /* Gives the instruction its code (in->aux) and handler; when the code buffer is full, a handler that
  * has it emptied and tries again. False: no buffer at all. */
 bool vector_bind_stub(struct insn *in, const struct insn_decode *d, const struct stub *stub,

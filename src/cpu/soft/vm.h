@@ -7,10 +7,13 @@
 
 #define SOFT_VCPUS_MAX 64u
 
+struct soft_jit; /* jit/jit.h */
+
 struct soft_vm {
     struct vm base;
     struct soft_cache *cache;                    /* owned */
     struct soft_code *code;                      /* owned */
+    struct soft_jit *jit;                        /* owned; NULL: everything is interpreted */
     struct soft_vcpu *_Atomic vcpu[SOFT_VCPUS_MAX]; /* borrowed; by index */
     _Atomic uint32_t exclusive;                  /* index + 1 of the vCPU that runs alone, or 0 */
     uint32_t host_tsc_khz;

@@ -1,0 +1,156 @@
+/* What the translator's files share: one block on its way to host code. */
+#ifndef CPU_SOFT_JIT_TRANSLATE_H
+#define CPU_SOFT_JIT_TRANSLATE_H
+
+#include <Zydis/Zydis.h>
+
+#include "cpu/soft/jit/asm.h"
+#include "cpu/soft/jit/jit.h"
+#include "cpu/soft/jit/reencode.h"
+#include "cpu/soft/mmu.h"
+
+/* The host's registers that are not the guest's. */
+#define JIT_T2  8u  /* scratch; the address of an operand */
+#define JIT_CTX 9u  /* struct soft_context in use */
+#define JIT_T0  10u /* scratch */
+#define JIT_T1  11u /* scratch; index into the TLB, then what to add to the address */
+
+/* Guest registers that live in s.gpr instead. */
+static inline bool jit_in_memory(unsigned gpr)
+{
+    return gpr >= 8 && gpr <= 11;
+}
+
+#define JIT_FIELD(member) asm_gs(offsetof(struct soft_vcpu, member))
+
+static inline struct asm_mem jit_gpr(unsigned gpr)
+{
+    return asm_gs(offsetof(struct soft_vcpu, s.gpr) + gpr * 8u);
+}
+
+/* How an instruction is translated. */
+enum jit_class {
+    JIT_INTERPRET, /* by a call to its handler */
+    JIT_PLAIN,     /* as it is, with registers and the memory operand replaced */
+    JIT_VECTOR,    /* the same, but the host may raise an exception; x87 leaves a note */
+    JIT_LEA,
+    JIT_NOP,
+    JIT_PUSH,
+    JIT_POP,
+    JIT_LEAVE_FRAME,
+    JIT_JMP,
+    JIT_JCC,
+    JIT_CALL_NEAR,
+    JIT_RET,
+};
+
+struct jit_insn {
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+    const struct insn *in;
+    const uint8_t *bytes;
+    uint16_t offset;     /* in the page */
+    uint8_t class;       /* enum jit_class */
+    bool flags_read;     /* depends on arithmetic flags, or leaves some as they are and changes others */
+    bool flags_written;
+    bool flags_clobbered;/* its code uses the flags register before the instruction itself does */
+};
+
+/* Code that is put after the block's end. */
+struct jit_cold {
+    enum { JIT_COLD_CALL, JIT_COLD_EXIT_AT } kind;
+    uint32_t site[2]; /* jumps that lead to it: offsets of displacements, 0: none */
+    uint32_t resume;  /* offset of where to go on; 0: nowhere */
+    uint8_t index;    /* of the instruction */
+    bool rest;
+};
+
+#define JIT_COLD_MAX  (SOFT_BLOCK_INSNS * 2u)
+#define JIT_TRAPS_MAX (SOFT_BLOCK_INSNS * 2u)
+
+/* Owned by the vCPU: too large for the stack. */
+struct jit_work {
+    struct jit_insn insn[SOFT_BLOCK_INSNS];
+    struct jit_cold cold[JIT_COLD_MAX];
+    struct jit_trap trap[JIT_TRAPS_MAX];
+};
+
+struct jit_translation {
+    struct soft_vcpu *cpu;
+    struct soft_jit *jit;
+    struct soft_block *block;
+    struct soft_native *native;
+    struct jit_work *work;
+    struct asm_code a;
+    unsigned index;           /* of the instruction being translated */
+    const struct jit_insn *i; /* that one */
+    unsigned cold_count, trap_count, link_count;
+    uint8_t flags;            /* where they are now: JIT_LIVE, JIT_SAVED or both */
+    bool failed;
+};
+
+/* ---- flags.c ---- */
+
+/* From here on the host's flags may be changed freely: the guest's are saved. */
+void jit_flags_save(struct jit_translation *t);
+/* The guest's flags are in the host's register; uses T0. */
+void jit_flags_load(struct jit_translation *t);
+static inline void jit_flags_changed(struct jit_translation *t)
+{
+    t->flags = JIT_LIVE;
+}
+/* The same without regard to t->flags. */
+void jit_emit_flags_save(struct asm_code *a);
+void jit_emit_flags_load(struct asm_code *a);
+
+/* ---- memory.c ---- */
+
+/* The explicit memory operand that is accessed; NULL: none. */
+const ZydisDecodedOperand *jit_memory_operand(const struct jit_insn *i);
+bool jit_memory_supported(const struct jit_insn *i, const ZydisDecodedOperand *op);
+/* Writes the linear address of the operand into `reg`, T0 or T2; may use T1. */
+void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsigned reg);
+/* Looks the current instruction's operand up in the TLB; a miss hands the instruction to the interpreter.
+ * Answers how to address it on the host; uses T0, T1 and perhaps T2. The flags are saved. */
+struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand *op, bool write,
+                           unsigned *cold);
+/* The same for [gpr + disp], gpr one that lives in the host's register. */
+struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned gpr, int32_t disp,
+                                unsigned size, bool write, unsigned *cold);
+
+/* ---- translate.c ---- */
+
+/* Code to be made later: entered from the jump whose displacement is at `site`. */
+unsigned jit_cold_call(struct jit_translation *t, uint32_t site);
+/* It comes back here. */
+void jit_cold_resume(struct jit_translation *t, unsigned cold);
+void jit_trap_here(struct jit_translation *t, unsigned flags);
+/* Hands the current instruction to the interpreter. */
+void jit_call_interpreter(struct jit_translation *t);
+/* To a thunk. */
+void jit_to_thunk(struct jit_translation *t, enum soft_jit_thunk thunk);
+void jit_to_thunk_if(struct jit_translation *t, unsigned condition, enum soft_jit_thunk thunk);
+/* Leaves before the current instruction when the vCPU is wanted; the flags are saved. */
+void jit_poll(struct jit_translation *t);
+
+/* ---- classify.c ---- */
+
+void jit_classify(struct jit_insn *i);
+
+/* ---- plain.c, stack.c, branch.c: one class each ---- */
+
+void jit_plain(struct jit_translation *t);
+void jit_lea(struct jit_translation *t);
+void jit_push(struct jit_translation *t);
+void jit_pop(struct jit_translation *t);
+void jit_leave_frame(struct jit_translation *t);
+void jit_jmp(struct jit_translation *t);
+void jit_jcc(struct jit_translation *t);
+void jit_call_near(struct jit_translation *t);
+void jit_ret(struct jit_translation *t);
+/* The block ends before `offset`, which may be the page's size. */
+void jit_go_on(struct jit_translation *t, unsigned offset);
+/* Whether the block may run in a circle through the branch that ends it. */
+bool jit_goes_back(const struct jit_insn *i, uint16_t block_offset);
+
+#endif
