@@ -10,7 +10,8 @@
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/vm.h"
 
-#define CACHE_HASH_SIZE  65536u
+#define CACHE_HASH_BITS  18u
+#define CACHE_HASH_SIZE  (1u << CACHE_HASH_BITS)
 #define CACHE_HALF_SIZE  (48u << 20)
 #define CACHE_BLOCK_ROOM (sizeof(struct soft_block) + SOFT_BLOCK_INSNS * sizeof(struct insn))
 
@@ -109,7 +110,7 @@ static struct soft_block *_Atomic *cache_bucket(struct soft_cache *cache, gpa_t 
 {
     uint64_t h = (gpa ^ ((uint64_t)mode << 20)) * 0x9e3779b97f4a7c15ull;
 
-    return &cache->hash[h >> 48];
+    return &cache->hash[h >> (64 - CACHE_HASH_BITS)];
 }
 
 static void cache_unhash(struct soft_cache *cache, struct soft_block *block)
