@@ -301,6 +301,7 @@ static void cache_drop(struct soft_vcpu *cpu)
     struct soft_cache *cache = cpu->cache;
     uint64_t epoch;
 
+    cpu->stat_emptied++;
     soft_spin_lock(&cache->lock);
     cache_drop_locked(cache);
     epoch = atomic_load(&cache->epoch);
@@ -322,6 +323,7 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
     uint64_t epoch;
 
     soft_exclusive_begin(cpu);
+    cpu->stat_emptied++;
     if (soft_code_full(cpu->code)) {
         soft_spin_lock(&cache->lock);
         cache_drop_locked(cache);
@@ -371,7 +373,7 @@ void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva)
     unsigned hash = soft_mmu_hash(gva, PAGE_SHIFT);
 
     if (cpu->mmu->jumped[hash / 64] >> (hash % 64) & 1)
-        soft_jump_flush(cpu);
+        soft_context_drop_jumps(cpu->mmu, gva & PAGE_MASK);
 }
 
 /* Makes the page safe to read code from: see the header. False: not memory. */

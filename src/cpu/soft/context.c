@@ -211,6 +211,29 @@ void soft_context_drop_page(struct soft_mmu *mmu, gva_t page)
     }
 }
 
+/* Of the 4096 addresses of a page each may have an entry of its own: all that are filled are looked at. */
+static void context_drop_jumps(struct soft_context *context, gva_t page)
+{
+    for (unsigned i = 0; i < SOFT_JUMPS / 64; i++) {
+        uint64_t filled = context->filled.jump[i];
+
+        while (filled) {
+            struct soft_jump *jump = &context->jump[i * 64 + take_bit(&filled)];
+
+            if ((jump->rip & PAGE_MASK) == page)
+                jump_clear(context, jump);
+        }
+    }
+}
+
+void soft_context_drop_jumps(struct soft_mmu *mmu, gva_t page)
+{
+    for (unsigned i = 0; i < SOFT_CONTEXTS; i++) {
+        if (context_live(mmu, i))
+            context_drop_jumps(&mmu->context[i], page);
+    }
+}
+
 static void context_revoke(struct soft_context *context, uint64_t host_page)
 {
     for (unsigned i = 0; i < SOFT_TLB_SIZE / 64; i++) {
@@ -222,6 +245,27 @@ static void context_revoke(struct soft_context *context, uint64_t host_page)
             if (host_page == 0 || e->write + e->addend == host_page)
                 e->write = SOFT_TLB_EMPTY;
         }
+    }
+}
+
+bool soft_context_writes(struct soft_mmu *mmu, gva_t page, uint64_t host_page)
+{
+    for (unsigned i = 0; i < SOFT_CONTEXTS; i++) {
+        const struct soft_tlb_entry *e = soft_tlb_slot(&mmu->context[i], page);
+
+        if (context_live(mmu, i) && e->write == page && page + e->addend == host_page)
+            return true;
+    }
+    return false;
+}
+
+void soft_context_revoke_page(struct soft_mmu *mmu, gva_t page)
+{
+    for (unsigned i = 0; i < SOFT_CONTEXTS; i++) {
+        struct soft_tlb_entry *e = soft_tlb_slot(&mmu->context[i], page);
+
+        if (context_live(mmu, i) && e->write == page)
+            e->write = SOFT_TLB_EMPTY;
     }
 }
 

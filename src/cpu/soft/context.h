@@ -106,6 +106,9 @@ void soft_context_flush_local(struct soft_mmu *mmu); /* shared contexts: all tha
 void soft_context_forget(struct soft_mmu *mmu, uint64_t asid); /* an address space's user context */
 
 void soft_context_drop_page(struct soft_mmu *mmu, gva_t page); /* translations of one page, in all */
+void soft_context_drop_jumps(struct soft_mmu *mmu, gva_t page);     /* jumps to one page, in all */
+bool soft_context_writes(struct soft_mmu *mmu, gva_t page, uint64_t host_page); /* some context does */
+void soft_context_revoke_page(struct soft_mmu *mmu, gva_t page);    /* writes to one linear page, in all */
 void soft_context_revoke(struct soft_mmu *mmu, uint64_t host_page); /* see soft_tlb_revoke() */
 
 #endif

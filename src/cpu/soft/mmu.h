@@ -51,6 +51,15 @@ struct soft_exec_entry { /* instruction fetch */
     gpa_t gpa;
 };
 
+/* Where a host page may be written from, so that taking that away need not search (tlb.c). */
+#define SOFT_WRITE_NOTES 4096u
+#define SOFT_WRITE_NONE  1ull /* no page */
+struct soft_write_note {
+    uint64_t host; /* 0: free */
+    gva_t page[2]; /* the kernel's and a program's; or SOFT_WRITE_NONE */
+    bool more;     /* there are others, or may be */
+};
+
 struct soft_mmu {
     struct soft_context context[SOFT_CONTEXTS]; /* by soft_mmu_index; untouched until used */
     struct soft_exec_entry exec[2][SOFT_EXEC_SIZE]; /* [CPL 3] */
@@ -65,6 +74,7 @@ struct soft_mmu {
     uint64_t large[4][64];    /* hashed sets of the 2 MiB and 1 GiB regions whose large page was
                                  used; those of the upper half of the address space apart */
     uint64_t jumped[64];      /* hashed set of the pages that cached jumps lead to (block.c) */
+    struct soft_write_note note[SOFT_WRITE_NOTES]; /* by host page; one that was displaced is searched for */
     uint64_t phys_mask;       /* physical address bits that exist */
 };
 

@@ -329,7 +329,10 @@ static unsigned soft_counters(struct vm *base, struct engine_counter *out, unsig
 {
     static const char *const names[] = {"instructions interpreted", "decodes", "tlb misses", "faults",
                                         "exits", "blocks translated", "translated code entered",
-                                        "instructions handed to the interpreter"};
+                                        "instructions handed to the interpreter",
+                                        "left: unlinked jump", "left: removed code",
+                                        "left: after an instruction", "left: other",
+                                        "code cache emptied"};
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
     uint64_t sum[ARRAY_SIZE(names)] = {0};
     unsigned count = 0;
@@ -347,6 +350,12 @@ static unsigned soft_counters(struct vm *base, struct engine_counter *out, unsig
         sum[5] += cpu->stat_translated;
         sum[6] += cpu->stat_entries;
         sum[7] += cpu->stat_slow;
+        sum[8] += cpu->stat_left_link;
+        sum[9] += cpu->stat_left_stale;
+        sum[10] += cpu->stat_left_call;
+        sum[11] += cpu->stat_entries - cpu->stat_left_link - cpu->stat_left_stale -
+                   cpu->stat_left_call;
+        sum[12] += cpu->stat_emptied;
     }
     for (; count < capacity && count < ARRAY_SIZE(names); count++)
         out[count] = (struct engine_counter){names[count], sum[count]};

@@ -167,9 +167,53 @@ void soft_tlb_flush_pcid_page(struct soft_vcpu *cpu, unsigned pcid, gva_t gva)
     soft_tlb_flush_page(cpu, gva);
 }
 
+static struct soft_write_note *note_of(struct soft_mmu *mmu, uint64_t host_page)
+{
+    return &mmu->note[host_page >> PAGE_SHIFT & (SOFT_WRITE_NOTES - 1)];
+}
+
+/* Whoever takes an occupied place may have been noted there before: its other linear pages are not known. */
+static void note_begin(struct soft_write_note *note, uint64_t host_page, gva_t page)
+{
+    note->more = note->host != 0;
+    note->host = host_page;
+    note->page[0] = page;
+    note->page[1] = SOFT_WRITE_NONE;
+}
+
+static void note_write(struct soft_mmu *mmu, uint64_t host_page, gva_t page)
+{
+    struct soft_write_note *note = note_of(mmu, host_page);
+
+    if (note->host != host_page) {
+        note_begin(note, host_page, page);
+        return;
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        if (note->page[i] == page)
+            return;
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        if (!soft_context_writes(mmu, note->page[i], host_page)) { /* that one is gone by now */
+            note->page[i] = page;
+            return;
+        }
+    }
+    note->more = true;
+}
+
 void soft_tlb_revoke(struct soft_vcpu *cpu, uint64_t host_page)
 {
-    soft_context_revoke(cpu->mmu, host_page);
+    struct soft_write_note *note = note_of(cpu->mmu, host_page);
+
+    if (host_page && note->host == host_page && !note->more) {
+        soft_context_revoke_page(cpu->mmu, note->page[0]);
+        soft_context_revoke_page(cpu->mmu, note->page[1]);
+    } else {
+        soft_context_revoke(cpu->mmu, host_page);
+    }
+    if (note->host == host_page)
+        note->host = 0;
 }
 
 /* Remembers a translation to memory for data accesses; for writes only if the page holds no code. */
@@ -193,8 +237,10 @@ bool soft_tlb_fill(struct soft_vcpu *cpu, unsigned index, gva_t gva, enum soft_a
     }
     e->global = walk->global;
     soft_context_note_tlb(context, e);
-    if (may_write)
+    if (may_write) {
         e->write = page;
+        note_write(cpu->mmu, page + addend, page);
+    }
     return may_write;
 }
 

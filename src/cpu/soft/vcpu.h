@@ -129,6 +129,8 @@ struct soft_vcpu {
     int64_t tsc_offset;         /* guest TSC = host TSC (scaled if need be) + offset */
     uint64_t stat_insns, stat_blocks, stat_decodes, stat_tlb_misses, stat_faults, stat_exits;
     uint64_t stat_slow, stat_translated, stat_entries;
+    uint64_t stat_left_link, stat_left_stale, stat_left_call; /* how translated code was left; else: jumps, requests */
+    uint64_t stat_emptied;
 
     /* vcpu.c */
     bool delivering;            /* `event` is on its way: a fault now is combined with it */

@@ -61,8 +61,10 @@ static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
     in->fn(cpu, in);
     cpu->s.rip = cpu->next_rip;
     soft_jit_flags_in(cpu);
-    if (cpu->end_block || cpu->s.rip != next || !resume || native->removed)
-        return NULL; /* end_block first: the code may be gone */
+    if (cpu->end_block || cpu->s.rip != next || !resume || native->removed) {
+        cpu->stat_left_call++; /* end_block first: the code may be gone */
+        return NULL;
+    }
     soft_fpu_use(cpu);
     return (const uint8_t *)site + resume;
 }
@@ -159,10 +161,14 @@ struct jit_link *soft_jit_run(struct soft_vcpu *cpu, const struct soft_native *n
     soft_jit_flags_in(cpu);
     exit = enter(cpu, soft_jit_address(jit, native->entry_saved));
     soft_jit_flags_out(cpu);
-    if (exit.kind == JIT_EXIT_LINK)
+    if (exit.kind == JIT_EXIT_LINK) {
+        cpu->stat_left_link++;
         return leave_link(cpu, exit.site);
-    if (exit.kind == JIT_EXIT_STALE)
+    }
+    if (exit.kind == JIT_EXIT_STALE) {
+        cpu->stat_left_stale++;
         leave_stale(cpu, exit.site);
+    }
     return NULL;
 }
 
