@@ -240,7 +240,7 @@ static uint32_t new_entry(struct jit_translation *t)
     return t->a.at - 5;
 }
 
-/* Whether the code may run in a circle without passing through the jump cache. */
+/* Whether the code may run in a circle without passing through the jump cache, where each way polls. */
 static bool in_circle(const struct jit_translation *t)
 {
     for (unsigned k = 0; k < t->insn_count; k++) {
@@ -253,33 +253,60 @@ static bool in_circle(const struct jit_translation *t)
     return false;
 }
 
+static void entries_saved(struct jit_translation *t, bool circle)
+{
+    t->native->prefers_saved = true;
+    t->native->entry_live = new_entry(t);
+    jit_emit_flags_save(&t->a);
+    t->native->entry_saved = new_entry(t);
+    t->flags = JIT_SAVED;
+    if (circle)
+        jit_poll(t);
+}
+
+static void entries_live(struct jit_translation *t, bool circle)
+{
+    t->native->entry_saved = new_entry(t);
+    jit_emit_flags_load(&t->a);
+    t->native->entry_live = new_entry(t);
+    t->flags = JIT_LIVE;
+    if (circle)
+        poll_by_fault(t);
+}
+
+/* Two only when the vCPU may leave here, for which the flags must be known. */
+static void entries_any(struct jit_translation *t, bool circle)
+{
+    uint32_t to_body;
+
+    t->native->entry_saved = new_entry(t);
+    t->native->entry_live = t->native->entry_saved;
+    if (circle) {
+        t->flags = JIT_SAVED;
+        jit_poll(t);
+        to_body = asm_jmp(&t->a, 0);
+        t->native->entry_live = new_entry(t);
+        poll_by_fault(t);
+        asm_patch(&t->a, to_body, t->a.at);
+    }
+    t->flags = JIT_LIVE;
+}
+
 static void emit_entries(struct jit_translation *t)
 {
     bool circle = in_circle(t);
-    enum entry entry = choose_entry(t);
-    struct soft_native *n = t->native;
 
-    if (entry == ENTRY_ANY && circle)
-        entry = ENTRY_LIVE; /* to leave, the flags must be known */
-    n->prefers_saved = entry == ENTRY_SAVED;
-    if (entry == ENTRY_SAVED) {
-        n->entry_live = new_entry(t);
-        jit_emit_flags_save(&t->a);
-        n->entry_saved = new_entry(t);
-        t->flags = JIT_SAVED;
-        if (circle)
-            jit_poll(t);
-        return;
+    switch (choose_entry(t)) {
+    case ENTRY_SAVED:
+        entries_saved(t, circle);
+        break;
+    case ENTRY_LIVE:
+        entries_live(t, circle);
+        break;
+    default:
+        entries_any(t, circle);
+        break;
     }
-    n->entry_saved = new_entry(t);
-    n->entry_live = n->entry_saved;
-    t->flags = JIT_LIVE;
-    if (entry == ENTRY_ANY)
-        return;
-    jit_emit_flags_load(&t->a);
-    n->entry_live = new_entry(t);
-    if (circle)
-        poll_by_fault(t);
 }
 
 /* ---- the instructions ---- */
