@@ -529,7 +529,7 @@ static struct soft_block *scratch_block(struct soft_vcpu *cpu, gva_t linear)
     return cpu->scratch;
 }
 
-static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, bool single)
+static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear)
 {
     for (;;) {
         struct soft_exec_entry first = *soft_fetch_page(cpu, linear);
@@ -542,9 +542,8 @@ static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, bool s
         cpu->stat_decodes++;
         if (!first.host)
             return scratch_block(cpu, linear);
-        spans = build(cpu, linear, &first, single ? 1 : cpu->soft_vm->tuning.block_insns, cpu->scratch,
-                      span);
-        if (single || spans == 0)
+        spans = build(cpu, linear, &first, cpu->soft_vm->tuning.block_insns, cpu->scratch, span);
+        if (spans == 0)
             return cpu->scratch;
         block = cache_insert(cpu, cpu->scratch, span, spans, &full);
         if (block)
@@ -602,21 +601,19 @@ static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *bl
     cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
 }
 
-struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single)
+struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear)
 {
     struct soft_exec_entry *first;
     struct soft_block *block;
 
     if (unlikely(soft_code_full(cpu->code)))
         cache_recycle_code(cpu);
-    if (single)
-        return block_make(cpu, linear, true);
     first = soft_fetch_page(cpu, linear);
     block = first->host ? soft_block_peek(cpu, first->gpa | (linear & ~PAGE_MASK), cpu->mode) : NULL;
     if (block && block->gpa2 != SOFT_BLOCK_ONE_PAGE && !second_page_holds(cpu, block, linear))
         block = NULL;
     if (!block)
-        block = block_make(cpu, linear, false);
+        block = block_make(cpu, linear);
     if (block == cpu->scratch || block->gpa2 != SOFT_BLOCK_ONE_PAGE)
         return block;
     first = soft_fetch_page(cpu, linear);

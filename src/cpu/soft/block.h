@@ -50,8 +50,8 @@ struct soft_block {
 nodiscard int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache **out);
 void soft_cache_destroy(struct soft_cache *cache);
 
-/* The block at CS:RIP, decoded if need be; may raise #PF, #GP. In `single`, a block of one instruction. */
-struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool single);
+/* The block at CS:RIP, decoded if need be; may raise #PF, #GP. */
+struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear);
 
 /* Jumps cached before no longer count, in any context. Cheap: contexts not in use are wiped when they are again. */
 void soft_jump_flush(struct soft_vcpu *cpu);

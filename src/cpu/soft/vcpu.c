@@ -323,6 +323,17 @@ void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear)
     soft_raise(cpu, VECTOR_DB);
 }
 
+static struct soft_block *next_block(struct soft_vcpu *cpu)
+{
+    gva_t linear = code_linear(cpu);
+    const struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+
+    if (likely(jump->rip == linear &&
+               atomic_load_explicit(&jump->block->valid, memory_order_relaxed)))
+        return jump->block;
+    return soft_block_find(cpu, linear);
+}
+
 /* One instruction, with everything that can stop at each: breakpoints, single step, shadows, limits. */
 static void step(struct soft_vcpu *cpu)
 {
@@ -334,10 +345,10 @@ static void step(struct soft_vcpu *cpu)
     if (!(cpu->mode & SOFT_MODE_CODE64) && cpu->s.rip > cpu->s.seg[SEG_CS].limit)
         soft_raise_gp(cpu, 0);
     soft_debug_fetch(cpu, code_linear(cpu));
-    block = soft_block_find(cpu, code_linear(cpu), true);
+    block = next_block(cpu);
     in = &block->insn[0];
     if (!(cpu->mode & SOFT_MODE_CODE64) &&
-        cpu->s.rip + block->bytes - 1 > cpu->s.seg[SEG_CS].limit)
+        cpu->s.rip + in->length - 1 > cpu->s.seg[SEG_CS].limit)
         soft_raise_gp(cpu, 0);
     cpu->s.interrupt_shadow = 0;
     cpu->single_step = trap;
@@ -359,17 +370,6 @@ static bool careful(const struct soft_vcpu *cpu)
 {
     return (cpu->s.rflags & (RFLAGS_TF | RFLAGS_RF)) || cpu->s.interrupt_shadow ||
            (cpu->s.dr7 & 0xff);
-}
-
-static struct soft_block *next_block(struct soft_vcpu *cpu)
-{
-    gva_t linear = code_linear(cpu);
-    const struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
-
-    if (likely(jump->rip == linear &&
-               atomic_load_explicit(&jump->block->valid, memory_order_relaxed)))
-        return jump->block;
-    return soft_block_find(cpu, linear, false);
 }
 
 static bool beyond_limit(const struct soft_vcpu *cpu, const struct soft_block *block)
