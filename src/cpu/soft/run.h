@@ -7,6 +7,9 @@
 /* On the vCPU's thread, until it must be looked at. */
 enum vcpu_exit soft_run(struct soft_vcpu *cpu);
 
+/* Nothing but 64-bit guest code is to be executed next: no request, event, single step or breakpoint. */
+bool soft_undisturbed(const struct soft_vcpu *cpu);
+
 /* Instruction breakpoints at linear: raises #DB (SDM vol. 3B 17.3.1.1). */
 void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear);
 

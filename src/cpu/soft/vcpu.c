@@ -41,13 +41,20 @@ _Noreturn void soft_raise_page_fault(struct soft_vcpu *cpu, gva_t gva, uint32_t 
     soft_raise_error(cpu, VECTOR_PF, error);
 }
 
-uint64_t soft_tsc(const struct soft_vcpu *cpu)
+static bool soft_tsc_unscaled(const struct soft_vcpu *cpu)
 {
     uint32_t guest = cpu->base.vm->model->tsc_khz, host = cpu->soft_vm->host_tsc_khz;
+
+    return guest == host || !guest || !host;
+}
+
+uint64_t soft_tsc(const struct soft_vcpu *cpu)
+{
     uint64_t now = __builtin_ia32_rdtsc();
 
-    if (guest != host && guest && host)
-        now = (uint64_t)((unsigned __int128)now * guest / host);
+    if (unlikely(!soft_tsc_unscaled(cpu)))
+        now = (uint64_t)((unsigned __int128)now * cpu->base.vm->model->tsc_khz /
+                         cpu->soft_vm->host_tsc_khz);
     return now + (uint64_t)cpu->tsc_offset;
 }
 
@@ -119,6 +126,7 @@ void soft_mode_update(struct soft_vcpu *cpu)
     }
     cpu->mode = mode;
     cpu->mmu_index = mode_mmu_index(cpu);
+    cpu->tsc_direct = !(s->cr4 & CR4_TSD) && soft_tsc_unscaled(cpu);
     soft_context_select(cpu);
     cpu->end_block = true;
 }
@@ -291,7 +299,7 @@ static bool attend(struct soft_vcpu *cpu)
     return cpu->s.activity == CPU_RUNNING && !(bits & SOFT_ATTN_KICK);
 }
 
-static bool attention_due(struct soft_vcpu *cpu)
+static bool attention_due(const struct soft_vcpu *cpu)
 {
     uint32_t bits = atomic_load_explicit(&cpu->attention, memory_order_relaxed);
 
@@ -370,6 +378,12 @@ static bool careful(const struct soft_vcpu *cpu)
 {
     return (cpu->s.rflags & (RFLAGS_TF | RFLAGS_RF)) || cpu->s.interrupt_shadow ||
            (cpu->s.dr7 & 0xff);
+}
+
+bool soft_undisturbed(const struct soft_vcpu *cpu)
+{
+    return !attention_due(cpu) && !careful(cpu) && cpu->s.activity == CPU_RUNNING &&
+           cpu->mode & SOFT_MODE_CODE64;
 }
 
 static bool beyond_limit(const struct soft_vcpu *cpu, const struct soft_block *block)

@@ -147,6 +147,7 @@ struct soft_vcpu {
     uint64_t jit_target;        /* scratch of the thunks: where to go */
     uint64_t jit_window;        /* T2 of translated code while it calls the interpreter */
     gva_t code_page;            /* the page of RIP */
+    bool tsc_direct;            /* RDTSC is allowed, and the guest's TSC is the host's plus tsc_offset */
     uint16_t jit_flags;         /* arithmetic flags: OF in the low byte, LAHF's AH in the high one */
     struct soft_thread *host_thread; /* owned */
     struct jit_work *jit_work;  /* owned: the translator's workspace */

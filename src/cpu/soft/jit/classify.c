@@ -181,6 +181,9 @@ static enum jit_class class_of(const struct jit_insn *i)
         return is_stack(i) ? JIT_POP : JIT_INTERPRET;
     case ZYDIS_MNEMONIC_LEAVE:
         return i->z.operand_width == 64 ? JIT_LEAVE_FRAME : JIT_INTERPRET;
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+        return JIT_RDTSC;
     case ZYDIS_MNEMONIC_JMP:
         return is_transfer(i) ? JIT_JMP : JIT_INTERPRET;
     case ZYDIS_MNEMONIC_CALL:

@@ -7,6 +7,7 @@
 
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/jit/thunk.h"
+#include "cpu/soft/run.h"
 #include "cpu/soft/vm.h"
 
 #define THUNKS_SIZE 4096u
@@ -42,6 +43,23 @@ static struct soft_native *native_of(const void *site, uint16_t start)
     return *(struct soft_native *const *)(const void *)((const uint8_t *)site - start);
 }
 
+/* Where the guest goes on, when that is translated and nothing else is to be done first; or NULL. */
+static const void *elsewhere(struct soft_vcpu *cpu)
+{
+    const struct soft_jump *jump = soft_jump_slot(cpu->context, cpu->s.rip);
+    const struct soft_native *native;
+
+    if (jump->rip != cpu->s.rip || !soft_undisturbed(cpu))
+        return NULL;
+    native = atomic_load_explicit(&jump->block->native, memory_order_acquire);
+    if (!native || !atomic_load_explicit(&jump->block->valid, memory_order_relaxed))
+        return NULL;
+    soft_fpu_use(cpu);
+    cpu->x87.fcs = cpu->s.seg[SEG_CS].selector;
+    cpu->code_page = cpu->s.rip & PAGE_MASK;
+    return soft_jit_address(cpu->soft_vm->jit, native->entry_saved);
+}
+
 /* Executes one instruction. Answers where the code goes on, or NULL to leave it. */
 static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
 {
@@ -62,8 +80,10 @@ static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
     cpu->s.rip = cpu->next_rip;
     soft_jit_flags_in(cpu);
     if (cpu->end_block || cpu->s.rip != next || !resume || native->removed) {
-        cpu->stat_left_call++; /* end_block first: the code may be gone */
-        return NULL;
+        const void *code = elsewhere(cpu); /* end_block first: this code may be gone */
+
+        cpu->stat_left_call += code == NULL;
+        return code;
     }
     soft_fpu_use(cpu);
     return (const uint8_t *)site + resume;

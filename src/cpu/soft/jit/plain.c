@@ -164,6 +164,31 @@ void jit_plain(struct jit_translation *t)
     jit_call_interpreter(t);
 }
 
+/* What the interpreter's soft_tsc() gives, where that is a sum; RDTSCP adds the CPU's number. */
+void jit_rdtsc(struct jit_translation *t)
+{
+    bool with_aux = t->i->z.mnemonic == ZYDIS_MNEMONIC_RDTSCP;
+    struct asm_code *a = &t->a;
+    unsigned cold;
+
+    jit_flags_free(t);
+    asm_op_mem(a, false, 0x80, ASM_CMP, JIT_FIELD(tsc_direct));
+    asm_byte(a, 0);
+    cold = jit_cold_call(t, asm_jcc(a, ASM_CC_E, 0));
+    asm_bytes(a, t->i->bytes, t->i->z.length);
+    asm_op_reg(a, true, 0xc1, 4, GPR_RDX); /* shl rdx, 32 */
+    asm_byte(a, 32);
+    asm_op_reg(a, true, 0x09, GPR_RDX, GPR_RAX); /* or */
+    asm_op_mem(a, true, 0x03, GPR_RAX, JIT_FIELD(tsc_offset)); /* add */
+    asm_mov(a, GPR_RDX, GPR_RAX);
+    asm_op_reg(a, true, 0xc1, 5, GPR_RDX); /* shr rdx, 32 */
+    asm_byte(a, 32);
+    asm_op_reg(a, false, 0x89, GPR_RAX, GPR_RAX); /* mov eax, eax */
+    if (with_aux)
+        asm_op_mem(a, false, 0x8b, GPR_RCX, JIT_FIELD(s.msr.tsc_aux));
+    jit_cold_resume(t, cold);
+}
+
 /* The address is all there is: no memory is touched. */
 void jit_lea(struct jit_translation *t)
 {

@@ -328,7 +328,7 @@ static void translate_one(struct jit_translation *t)
         [JIT_PUSH] = jit_push,                  [JIT_POP] = jit_pop,
         [JIT_LEAVE_FRAME] = jit_leave_frame,    [JIT_JMP] = jit_jmp,
         [JIT_JCC] = jit_jcc,                    [JIT_CALL_NEAR] = jit_call_near,
-        [JIT_RET] = jit_ret,
+        [JIT_RET] = jit_ret,                    [JIT_RDTSC] = jit_rdtsc,
     };
 
     unsigned first_cold = t->cold_count;

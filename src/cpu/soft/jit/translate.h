@@ -53,6 +53,7 @@ enum jit_class {
     JIT_PUSH,
     JIT_POP,
     JIT_LEAVE_FRAME,
+    JIT_RDTSC, /* and RDTSCP */
     JIT_JMP,
     JIT_JCC,
     JIT_CALL_NEAR,
@@ -212,6 +213,7 @@ void jit_lea(struct jit_translation *t);
 void jit_push(struct jit_translation *t);
 void jit_pop(struct jit_translation *t);
 void jit_leave_frame(struct jit_translation *t);
+void jit_rdtsc(struct jit_translation *t);
 void jit_jmp(struct jit_translation *t);
 void jit_jcc(struct jit_translation *t);
 void jit_call_near(struct jit_translation *t);
