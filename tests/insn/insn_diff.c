@@ -187,6 +187,26 @@ static void diff_print_insn(const struct diff_case *c, unsigned i)
     printf("\n");
 }
 
+static void diff_print_start(const struct diff_case *c)
+{
+    unsigned size, offset, ecx, edx;
+    uint64_t k;
+
+    printf("  at first:");
+    for (unsigned i = 0; i < 16; i++)
+        printf(" %lx", c->gpr[i]);
+    printf(" flags %lx fs %lx gs %lx\n", c->rflags, c->fs_base, c->gs_base);
+    if (!(diff_host_families() & 1u << DIFF_AVX512))
+        return;
+    __cpuid_count(0xd, 5, size, offset, ecx, edx);
+    printf("  masks:");
+    for (unsigned i = 0; i < 8; i++) {
+        memcpy(&k, c->xsave + offset + 8 * i, sizeof(k));
+        printf(" %lx", k);
+    }
+    printf("\n");
+}
+
 /* The shortest beginning of the stream that still differs: its last instruction is the culprit. */
 static void diff_minimise(struct diff *t, const struct diff_case *whole)
 {
@@ -210,10 +230,7 @@ static void diff_minimise(struct diff *t, const struct diff_case *whole)
         printf("DIFFERS: %s\n", why);
         for (unsigned i = n > 3 ? n - 3 : 0; i < n; i++)
             diff_print_insn(whole, i);
-        printf("  at first:");
-        for (unsigned i = 0; i < 16; i++)
-            printf(" %lx", whole->gpr[i]);
-        printf("\n");
+        diff_print_start(whole);
         return;
     }
     printf("DIFFERS only as a whole stream:\n");
