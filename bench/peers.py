@@ -10,10 +10,9 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from conftest import BUILD, CACHE, LODGE  # noqa: E402
-
-WORK = BUILD / "bench"
+LODGE = pathlib.Path(os.environ.get("LODGE", ROOT / "build" / "lodge"))
+CACHE = ROOT / "build" / "guest"  # shared with the tests
+WORK = ROOT / "build" / "bench"
 IMAGE = CACHE / "bench"
 KERNEL = CACHE / "kernels" / "cloud" / "vmlinux"
 APPEND = "console=ttyS0 quiet panic=-1"

@@ -1,7 +1,7 @@
 /*
  * The guest side of `make bench`. Usage:
  *   bench [--ms N] NAME...                      times workloads, N milliseconds each
- *   bench [--ms N] --command NAME ARGUMENT...   times a program, after one run to warm up
+ *   bench [--ms N] --command NAME ARGUMENT...   times a program; each starts warm
  *   bench --list                                names, classes, CPUs
  *   bench --mark WORD                           prints WORD and the clock
  *   bench --power-off                           in a guest's first process only
@@ -74,37 +74,48 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+static uint64_t timed(void (*run)(uint64_t), uint64_t n)
+{
+    uint64_t start = now_ns();
+    run(n);
+    return now_ns() - start;
+}
+
 /*
- * Up to SAMPLES runs, each long enough to be timed well, all together about `budget` ns. The lower
- * quartile counts: what else the host does only ever adds time.
+ * How many operations take a share of the budget. The first run of a size may be slow, while
+ * caches and translators warm up, so only a repeated one decides; `*spent` is what that one took.
+ */
+static uint64_t calibrate(void (*run)(uint64_t), uint64_t budget, uint64_t *spent)
+{
+    uint64_t share = budget / (2 * SAMPLES);
+    for (uint64_t n = 1;;) {
+        *spent = timed(run, n);
+        if (*spent >= share)
+            *spent = timed(run, n);
+        if (*spent >= share)
+            return n;
+        n = *spent < budget / 1000 ? n * 8 : n * (budget / SAMPLES) / *spent + 1;
+    }
+}
+
+/*
+ * Up to SAMPLES runs, all together about `budget` ns. The lower quartile counts: what else the host
+ * does only ever adds time.
  */
 static void measure(void (*run)(uint64_t), uint64_t budget)
 {
-    uint64_t n = 1, total = 0, spent;
     double per_op[SAMPLES];
+    uint64_t spent, total = 0, used = 0;
+    uint64_t n = calibrate(run, budget, &spent);
     int samples = 0;
-    for (;;) { /* until a run takes a share of the budget; this also warms everything up */
-        uint64_t start = now_ns();
-        run(n);
-        spent = now_ns() - start;
-        if (spent >= budget / (2 * SAMPLES))
-            break;
-        n = spent < budget / 1000 ? n * 8 : n * (budget / SAMPLES) / spent + 1;
-    }
-    if (spent >= budget) { /* no more than this one */
-        per_op[samples++] = (double)spent / (double)n;
-        total = n;
-    }
-    for (uint64_t used = 0; samples < SAMPLES && used + spent / 2 < budget && total != 1;
-         used += spent) {
-        uint64_t start = now_ns();
-        run(n);
-        spent = now_ns() - start;
+    do {
         per_op[samples++] = (double)spent / (double)n;
         total += n;
-        if (spent >= budget)
+        used += spent;
+        if (used + spent / 2 >= budget)
             break;
-    }
+        spent = timed(run, n);
+    } while (samples < SAMPLES);
     qsort(per_op, (size_t)samples, sizeof *per_op, compare);
     printf("%s %.2f %llu\n", current, per_op[samples / 4], (unsigned long long)total);
 }
@@ -270,7 +281,6 @@ int main(int argc, char **argv)
     if (strcmp(argv[at], "--command") == 0 && argc > at + 2) {
         current = argv[at + 1];
         command = argv + at + 2;
-        command_run(1);
         measure(command_run, budget);
         return 0;
     }

@@ -45,9 +45,11 @@ reset:  mov $0xcf9, %dx
         hlt
 triple: lidt no_idt
         int3
-halt:   cli
-        hlt
-        jmp halt
+halt:   mov $halting, %esi
+        call print
+        cli
+1:      hlt
+        jmp 1b
 exit:   mov $5, %al
         out %al, $0xf4
         jmp loop
@@ -60,5 +62,6 @@ print:  lodsb
 1:      ret
 ready:  .asciz "READY\r\n"
 pressed: .asciz "BUTTON\r\n"
+halting: .asciz "HALT\r\n"
 no_idt: .word 0
         .long 0

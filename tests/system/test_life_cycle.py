@@ -159,9 +159,9 @@ def test_second_signal_stops_at_once(guest):
 def test_a_signal_ends_a_guest_that_halted_for_good(guest):
     machine = start(guest)
     read_until(machine.stdout.fileno(), b"READY")
-    machine.stdin.write(b"ak")
+    machine.stdin.write(b"k")
     machine.stdin.flush()
-    read_until(machine.stdout.fileno(), b"a")
+    read_until(machine.stdout.fileno(), b"HALT")
     machine.send_signal(signal.SIGTERM)
     code, _, err = finish(machine)
     assert code == 1

@@ -10,7 +10,8 @@
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/vm.h"
 
-#define CACHE_HASH_SIZE  65536u
+#define CACHE_HASH_BITS  18u
+#define CACHE_HASH_SIZE  (1u << CACHE_HASH_BITS)
 #define CACHE_HALF_SIZE  (48u << 20)
 #define CACHE_BLOCK_ROOM (sizeof(struct soft_block) + SOFT_BLOCK_INSNS * sizeof(struct insn))
 
@@ -109,7 +110,7 @@ static struct soft_block *_Atomic *cache_bucket(struct soft_cache *cache, gpa_t 
 {
     uint64_t h = (gpa ^ ((uint64_t)mode << 20)) * 0x9e3779b97f4a7c15ull;
 
-    return &cache->hash[h >> 48];
+    return &cache->hash[h >> (64 - CACHE_HASH_BITS)];
 }
 
 static void cache_unhash(struct soft_cache *cache, struct soft_block *block)
@@ -148,11 +149,9 @@ static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_
 
 static void block_remove_locked(struct soft_cache *cache, struct soft_block *block)
 {
-    struct soft_native *native = atomic_load_explicit(&block->native, memory_order_relaxed);
-
     atomic_store(&block->valid, false);
-    if (native)
-        soft_jit_remove(cache->jit, native);
+    if (cache->jit)
+        soft_jit_remove(cache->jit, block);
     cache_unhash(cache, block);
     page_unlink(cache, block, block->gpa & PAGE_MASK);
     if (block->gpa2 != SOFT_BLOCK_ONE_PAGE)
@@ -554,13 +553,13 @@ static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, bool s
     }
 }
 
-static struct soft_block *cache_look_up(struct soft_vcpu *cpu, gpa_t gpa)
+struct soft_block *soft_block_peek(struct soft_vcpu *cpu, gpa_t gpa, uint32_t mode)
 {
     struct soft_block *block =
-        atomic_load_explicit(cache_bucket(cpu->cache, gpa, cpu->mode), memory_order_acquire);
+        atomic_load_explicit(cache_bucket(cpu->cache, gpa, mode), memory_order_acquire);
 
     for (; block; block = atomic_load_explicit(&block->hash_next, memory_order_acquire)) {
-        if (block->gpa == gpa && block->mode == cpu->mode &&
+        if (block->gpa == gpa && block->mode == mode &&
             atomic_load_explicit(&block->valid, memory_order_acquire))
             return block;
     }
@@ -614,7 +613,7 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear, bool sin
     if (single)
         return block_make(cpu, linear, true);
     first = soft_fetch_page(cpu, linear);
-    block = first->host ? cache_look_up(cpu, first->gpa | (linear & ~PAGE_MASK)) : NULL;
+    block = first->host ? soft_block_peek(cpu, first->gpa | (linear & ~PAGE_MASK), cpu->mode) : NULL;
     if (block && block->gpa2 != SOFT_BLOCK_ONE_PAGE && !second_page_holds(cpu, block, linear))
         block = NULL;
     if (!block)
@@ -634,6 +633,15 @@ void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_bl
         jump->code = jump_code(cpu, block);
 }
 
+static bool parts_valid(const struct soft_native *native)
+{
+    for (unsigned i = 0; i < native->part_count; i++) {
+        if (!atomic_load_explicit(&native->part[i]->valid, memory_order_relaxed))
+            return false;
+    }
+    return true;
+}
+
 void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
 {
     struct soft_cache *cache = cpu->cache;
@@ -645,8 +653,8 @@ void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
     soft_spin_lock(&cache->lock);
     if (!native)
         block->runs = SOFT_BLOCK_COLD;
-    else if (atomic_load_explicit(&block->valid, memory_order_relaxed))
-        atomic_store_explicit(&block->native, native, memory_order_release);
+    else if (parts_valid(native))
+        soft_jit_publish(native);
     soft_spin_unlock(&cache->lock);
     if (native && cpu->soft_vm->tuning.flush && native->number % cpu->soft_vm->tuning.flush == 0)
         soft_code_exhaust(cpu->code);
@@ -657,10 +665,11 @@ void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
 void soft_block_link(struct soft_vcpu *cpu, struct jit_link *link, struct soft_block *block)
 {
     struct soft_cache *cache = cpu->cache;
+    struct soft_native *native;
 
     soft_spin_lock(&cache->lock);
-    if (cpu->jit_generation == cache->jit->generation &&
-        atomic_load_explicit(&block->valid, memory_order_relaxed) && atomic_load(&block->native))
-        soft_jit_link(cache->jit, link, block);
+    native = atomic_load(&block->native);
+    if (cpu->jit_generation == cache->jit->generation && native && !native->removed)
+        soft_jit_link(cache->jit, link, native);
     soft_spin_unlock(&cache->lock);
 }

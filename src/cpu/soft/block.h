@@ -40,6 +40,7 @@ struct soft_block {
     _Atomic bool valid;
     struct soft_block *_Atomic hash_next;
     struct soft_native *_Atomic native; /* translation (jit/jit.h); NULL: none yet. Written under the cache lock */
+    struct soft_native *native_parts; /* cache lock: translations in which it is not the head */
     uint16_t runs;      /* times interpreted, roughly; SOFT_BLOCK_COLD: not to be translated */
     struct soft_block *page_next[2]; /* cache lock; [1]: in the list of the second page */
     struct insn insn[];
@@ -71,6 +72,8 @@ void soft_cache_edge(struct soft_vcpu *cpu);
 /* Whether others wait for that (soft_sync_epoch). */
 bool soft_cache_edge_due(const struct soft_vcpu *cpu);
 
+/* The block decoded for this address and mode, or NULL. Decode lock or at no block edge: it may be removed at any time. */
+struct soft_block *soft_block_peek(struct soft_vcpu *cpu, gpa_t gpa, uint32_t mode);
 /* Translates the block, which has run often. At a block edge. */
 void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block);
 /* Joins the code that was left through `link` to the block that follows. */

@@ -29,9 +29,9 @@ struct soft_block;
 struct soft_mmu;
 struct soft_vcpu;
 
-#define SOFT_TLB_SIZE      1024u
+#define SOFT_TLB_SIZE      8192u
 #define SOFT_TLB_EMPTY     0x800ull /* no page's address */
-#define SOFT_JUMPS         2048u
+#define SOFT_JUMPS         8192u
 #define SOFT_JUMP_EMPTY    (1ull << 63) /* not canonical */
 #define SOFT_USER_CONTEXTS 8u
 
@@ -56,7 +56,10 @@ struct soft_context_set {
     uint64_t tlb[SOFT_TLB_SIZE / 64], jump[SOFT_JUMPS / 64];
 };
 
+#define SOFT_CONTEXT_STACK 64u /* bytes */
+
 struct soft_context {
+    uint8_t stack[SOFT_CONTEXT_STACK]; /* translated code has RSP at its end, and pushes a return address */
     struct soft_tlb_entry tlb[SOFT_TLB_SIZE];
     struct soft_jump jump[SOFT_JUMPS];
     struct soft_context_set filled; /* since it was wiped; all others are empty */

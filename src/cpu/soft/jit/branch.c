@@ -2,8 +2,7 @@
 #include "cpu/soft/jit/translate.h"
 
 #define ENTRY_SHIFT 5u
-#define JUMP_OFFSET(member)                                                                        \
-    ((int32_t)(offsetof(struct soft_context, jump) + offsetof(struct soft_jump, member)))
+#define JUMP_OFFSET(member) (JIT_CONTEXT(jump) + (int32_t)offsetof(struct soft_jump, member))
 
 static_assert(sizeof(struct soft_jump) == 1u << ENTRY_SHIFT, "the index below");
 
@@ -23,12 +22,14 @@ static bool in_page(int64_t offset)
     return offset >= 0 && offset < (int64_t)PAGE_SIZE;
 }
 
-bool jit_goes_back(const struct jit_insn *i, uint16_t block_offset)
+bool jit_branch_target(const struct jit_insn *i, unsigned *offset, bool *back)
 {
-    (void)block_offset;
-    if (i->class != JIT_JMP && i->class != JIT_JCC && i->class != JIT_CALL_NEAR)
+    if ((i->class != JIT_JMP && i->class != JIT_JCC && i->class != JIT_CALL_NEAR) || !direct(i) ||
+        !in_page(target_of(i)))
         return false;
-    return direct(i) && in_page(target_of(i)) && target_of(i) <= i->offset;
+    *offset = (unsigned)target_of(i);
+    *back = *offset <= i->offset;
+    return true;
 }
 
 /* ---- through the jump cache ---- */
@@ -85,17 +86,21 @@ static void jump_indirect(struct jit_translation *t)
 
 /* ---- linked ---- */
 
-static struct jit_link *new_link(struct jit_translation *t, int64_t to, uint32_t site)
+static void new_link(struct jit_translation *t, int64_t to, uint32_t site)
 {
-    struct jit_link *link = &t->native->out[t->link_count++];
-
-    *link = (struct jit_link){.site = site, .to = (uint16_t)to, .flags = t->flags};
-    return link;
+    if (t->link_count == JIT_LINKS) {
+        t->failed = true;
+        return;
+    }
+    t->work->link[t->link_count++] =
+        (struct jit_link){.site = site, .to = (uint16_t)to, .flags = t->flags};
 }
 
 /* The displacement is changed while others execute it: it must not cross a cache line. */
 static void jump_linked(struct jit_translation *t, int64_t to)
 {
+    if (t->flags == 0)
+        jit_flags_load(t);
     asm_align(&t->a, 4, 3);
     new_link(t, to, asm_jmp(&t->a, 0));
 }
@@ -139,18 +144,22 @@ static bool load_target(struct jit_translation *t, unsigned reg)
 void jit_jmp(struct jit_translation *t)
 {
     if (direct(t->i)) {
-        go_to(t, target_of(t->i));
+        if (!t->i->goes_on)
+            go_to(t, target_of(t->i));
         return;
     }
+    jit_flags_save(t);
     jit_poll(t);
     load_target(t, JIT_T0);
     jump_indirect(t);
 }
 
+/* The way that is not the translation's own comes first, as a conditional jump. */
 void jit_jcc(struct jit_translation *t)
 {
-    int64_t to = target_of(t->i);
-    unsigned condition = t->i->z.opcode & 15u;
+    int64_t next = (int64_t)t->i->offset + t->i->z.length, taken = target_of(t->i);
+    unsigned condition = (t->i->z.opcode & 15u) ^ (t->i->inverted ? 1u : 0);
+    int64_t away = t->i->inverted ? next : taken;
     uint32_t site;
     uint8_t flags;
 
@@ -158,14 +167,19 @@ void jit_jcc(struct jit_translation *t)
     flags = t->flags;
     asm_align(&t->a, 4, 2);
     site = asm_jcc(&t->a, condition, 0);
-    if (in_page(to))
-        new_link(t, to, site);
-    go_to(t, (int64_t)t->i->offset + t->i->z.length);
+    if (in_page(away))
+        new_link(t, away, site);
+    if (t->i->goes_on) {
+        if (!in_page(away))
+            t->failed = true;
+        return;
+    }
+    go_to(t, next);
     t->flags = flags;
-    if (in_page(to))
+    if (in_page(away))
         return;
     asm_patch(&t->a, site, t->a.at);
-    leave_page(t, to);
+    leave_page(t, away);
 }
 
 /* ---- CALL, RET ---- */
@@ -201,6 +215,7 @@ void jit_call_near(struct jit_translation *t)
         jump_linked(t, target_of(t->i));
         return;
     }
+    jit_flags_save(t);
     jit_poll(t);
     if (direct(t->i))
         load_rip(t, JIT_T2, target_of(t->i));
@@ -214,6 +229,7 @@ void jit_ret(struct jit_translation *t)
     unsigned cold;
     struct asm_mem slot;
 
+    jit_flags_save(t);
     jit_poll(t);
     slot = jit_look_up_base(t, JIT_RSP, 0, 8, false, &cold);
     asm_load(&t->a, JIT_T0, slot);

@@ -266,9 +266,25 @@ static bool leaves_page(const struct jit_insn *i)
     return i->operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE || to < 0 || to >= (int64_t)PAGE_SIZE;
 }
 
+static uint16_t written(const struct jit_insn *i)
+{
+    unsigned set = 0;
+
+    for (unsigned k = 0; k < i->z.operand_count; k++) {
+        const ZydisDecodedOperand *op = &i->operand[k];
+        int gpr = op->type == ZYDIS_OPERAND_TYPE_REGISTER ? insn_gpr(op->reg.value) : -1;
+
+        if (gpr >= 0 && op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+            set |= 1u << gpr;
+    }
+    return (uint16_t)set;
+}
+
 void jit_classify(struct jit_insn *i)
 {
     i->class = (uint8_t)class_of(i);
+    i->inverted = i->goes_on = false;
+    i->written = written(i);
     switch (i->class) {
     case JIT_PLAIN:
     case JIT_VECTOR:

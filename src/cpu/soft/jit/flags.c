@@ -1,3 +1,4 @@
+/* Where the guest's arithmetic flags are, and how they get elsewhere. */
 #include "cpu/soft/jit/translate.h"
 
 void jit_emit_flags_save(struct asm_code *a)
@@ -27,10 +28,179 @@ void jit_emit_flags_load(struct asm_code *a)
     asm_mov(a, GPR_RAX, JIT_T0);
 }
 
+/* ---- recipes ---- */
+
+/* The host's register of an operand that is a general register kept in one; -1: another kind of operand. */
+static int host_register(const ZydisDecodedOperand *op)
+{
+    int gpr = op->type == ZYDIS_OPERAND_TYPE_REGISTER ? insn_gpr(op->reg.value) : -1;
+
+    return gpr < 0 || jit_in_memory((unsigned)gpr) ? -1 : (int)jit_host((unsigned)gpr);
+}
+
+static bool high_byte(const ZydisDecodedOperand *op)
+{
+    return op->type == ZYDIS_OPERAND_TYPE_REGISTER && op->reg.value >= ZYDIS_REGISTER_AH &&
+           op->reg.value <= ZYDIS_REGISTER_BH;
+}
+
+static bool recipe_again(const struct jit_insn *i, struct jit_recipe *r)
+{
+    int first = host_register(&i->operand[0]), second = host_register(&i->operand[1]);
+
+    if (first < 0 || (second < 0 && i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE))
+        return false;
+    r->kind = JIT_RECIPE_AGAIN;
+    r->uses = (uint16_t)(1u << first | (second < 0 ? 0 : 1u << second));
+    return true;
+}
+
+static bool recipe_result(const struct jit_insn *i, struct jit_recipe *r)
+{
+    int first = host_register(&i->operand[0]);
+
+    if (first < 0 || high_byte(&i->operand[0]))
+        return false;
+    r->kind = JIT_RECIPE_RESULT;
+    r->uses = (uint16_t)(1u << first);
+    return true;
+}
+
+static bool recipe_undo(const struct jit_insn *i, struct jit_recipe *r)
+{
+    int first = host_register(&i->operand[0]), second = host_register(&i->operand[1]);
+
+    if (first < 0 || i->operand[0].size < 32 || first == second ||
+        (second < 0 && i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE) ||
+        i->in->imm == (uint64_t)INT32_MIN)
+        return false;
+    r->kind = JIT_RECIPE_UNDO;
+    r->uses = (uint16_t)(1u << first | (second < 0 ? 0 : 1u << second));
+    return true;
+}
+
+static void recipe_note(struct jit_translation *t)
+{
+    struct jit_recipe r = {.kind = JIT_RECIPE_NONE, .i = t->i};
+    bool had = false;
+
+    switch (t->i->z.mnemonic) {
+    case ZYDIS_MNEMONIC_CMP:
+    case ZYDIS_MNEMONIC_TEST:
+        had = recipe_again(t->i, &r);
+        break;
+    case ZYDIS_MNEMONIC_AND:
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR:
+        had = recipe_result(t->i, &r);
+        break;
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+        had = recipe_undo(t->i, &r);
+        break;
+    default:
+        break;
+    }
+    t->recipe = r;
+    if (!had)
+        t->recipe.kind = JIT_RECIPE_NONE;
+}
+
+/* CMP and TEST: as they were. RSP may be among the operands. */
+static void emit_again(struct asm_code *a, const struct jit_insn *i)
+{
+    struct reencode r = {REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP, false, {0}};
+
+    for (unsigned k = 0; k < 2; k++) {
+        const ZydisDecodedOperand *op = &i->operand[k];
+
+        if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || insn_gpr(op->reg.value) != GPR_RSP)
+            continue;
+        if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
+            r.reg = JIT_RSP;
+        else
+            r.rm = JIT_RSP;
+    }
+    reencode(a, &i->z, i->operand, i->bytes, &r);
+}
+
+/* The result's own flags: CF and OF are clear, as after the instruction. */
+static void emit_result(struct asm_code *a, const struct jit_insn *i)
+{
+    unsigned reg = (unsigned)host_register(&i->operand[0]);
+    unsigned size = i->operand[0].size;
+
+    if (size == 16)
+        asm_byte(a, 0x66);
+    if (size == 8) { /* REX for SPL to DIL */
+        asm_byte(a, 0x40u | (reg & 8u ? 5u : 0));
+        asm_byte(a, 0x84);
+        asm_byte(a, 0xc0u | (reg & 7u) << 3 | (reg & 7u));
+        return;
+    }
+    asm_op_reg(a, size == 64, 0x85, reg, reg);
+}
+
+/* Takes the addition or subtraction back into T0 and does it again there. */
+static void emit_undo(struct asm_code *a, const struct jit_insn *i)
+{
+    unsigned reg = (unsigned)host_register(&i->operand[0]);
+    int other = host_register(&i->operand[1]);
+    bool add = i->z.mnemonic == ZYDIS_MNEMONIC_ADD, w = i->operand[0].size == 64;
+    int32_t imm = (int32_t)i->in->imm;
+
+    if (other < 0) {
+        asm_op_mem(a, w, 0x8d, JIT_T0, asm_base(reg, add ? -imm : imm)); /* lea */
+        asm_alu_imm(a, w, add ? ASM_ADD : ASM_SUB, JIT_T0, imm);
+        return;
+    }
+    if (add) {
+        asm_mov(a, JIT_T0, reg);
+        asm_op_reg(a, w, 0x29, (unsigned)other, JIT_T0);
+        asm_op_reg(a, w, 0x01, (unsigned)other, JIT_T0);
+    } else {
+        asm_op_mem(a, w, 0x8d, JIT_T0, asm_indexed(reg, (unsigned)other, 0));
+        asm_op_reg(a, w, 0x29, (unsigned)other, JIT_T0);
+    }
+}
+
+void jit_emit_recipe(struct asm_code *a, const struct jit_recipe *recipe)
+{
+    switch (recipe->kind) {
+    case JIT_RECIPE_AGAIN:
+        emit_again(a, recipe->i);
+        break;
+    case JIT_RECIPE_RESULT:
+        emit_result(a, recipe->i);
+        break;
+    case JIT_RECIPE_UNDO:
+        emit_undo(a, recipe->i);
+        break;
+    default:
+        BUG("no recipe");
+    }
+}
+
+/* ---- from place to place ---- */
+
+void jit_flags_free(struct jit_translation *t)
+{
+    if (t->flags & JIT_SAVED) {
+        t->flags = JIT_SAVED;
+        return;
+    }
+    if (t->recipe.kind != JIT_RECIPE_NONE)
+        t->flags = 0;
+    else
+        jit_flags_save(t);
+}
+
 void jit_flags_save(struct jit_translation *t)
 {
-    if (!(t->flags & JIT_SAVED))
+    if (!(t->flags & JIT_SAVED)) {
+        jit_flags_load(t);
         jit_emit_flags_save(&t->a);
+    }
     t->flags = JIT_SAVED;
 }
 
@@ -38,6 +208,39 @@ void jit_flags_load(struct jit_translation *t)
 {
     if (t->flags & JIT_LIVE)
         return;
-    jit_emit_flags_load(&t->a);
+    if (t->recipe.kind != JIT_RECIPE_NONE)
+        jit_emit_recipe(&t->a, &t->recipe);
+    else
+        jit_emit_flags_load(&t->a);
     t->flags |= JIT_LIVE;
+}
+
+static uint16_t host_set(uint16_t guest)
+{
+    unsigned set = guest & 0xf0cfu; /* but RSP, RBP and R8 to R11 */
+
+    set |= guest & (1u << GPR_RBP);
+    set |= guest & (1u << GPR_RSP) ? 1u << JIT_RSP : 0;
+    return (uint16_t)set;
+}
+
+void jit_flags_before(struct jit_translation *t)
+{
+    const struct jit_insn *i = t->i;
+
+    if (t->flags & JIT_SAVED || !(host_set(i->written) & t->recipe.uses) ||
+        (i->flags_written && !i->flags_read))
+        return;
+    if (t->flags == 0 || i->flags_clobbered)
+        jit_flags_save(t); /* the recipe will not do any more */
+}
+
+void jit_flags_after(struct jit_translation *t)
+{
+    if (t->i->flags_written) {
+        t->flags = JIT_LIVE;
+        recipe_note(t);
+    } else if (host_set(t->i->written) & t->recipe.uses) {
+        t->recipe.kind = JIT_RECIPE_NONE;
+    }
 }

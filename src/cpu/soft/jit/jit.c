@@ -11,8 +11,6 @@
 
 #define THUNKS_SIZE 4096u
 
-typedef struct jit_link *jit_enter_fn(struct soft_vcpu *cpu, const void *code);
-
 static void *jit_pages(size_t size)
 {
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -38,40 +36,35 @@ static bool host_has_bmi2(void)
 
 /* ---- what translated code calls ---- */
 
-/* The rest of the block, for code that relied on what the interpreter may have changed. */
-static void interpret_rest(struct soft_vcpu *cpu, const struct soft_block *block, unsigned index)
+/* Code begins with the address of its struct. */
+static struct soft_native *native_of(const void *site, uint16_t start)
 {
-    while (++index < block->count && !cpu->end_block) {
-        const struct insn *in = &block->insn[index];
-
-        cpu->next_rip = cpu->s.rip + in->length;
-        in->fn(cpu, in);
-        cpu->s.rip = cpu->next_rip;
-    }
+    return *(struct soft_native *const *)(const void *)((const uint8_t *)site - start);
 }
 
 /* Executes one instruction. Answers where the code goes on, or NULL to leave it. */
 static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
 {
-    const struct insn *in = &site->block->insn[site->index];
+    const struct soft_native *native = native_of(site, site->start);
+    struct soft_block *block = native->part[site->part];
+    const struct insn *in = &block->insn[site->index];
+    int16_t resume = site->resume;
     uint64_t next;
 
     soft_jit_flags_out(cpu);
     cpu->s.rip = cpu->code_page + site->offset;
     next = cpu->s.rip + in->length;
     cpu->next_rip = next;
-    cpu->block = (struct soft_block *)(uintptr_t)site->block;
+    cpu->block = block;
     cpu->end_block = false;
     cpu->stat_slow++;
     in->fn(cpu, in);
     cpu->s.rip = cpu->next_rip;
-    if (site->rest && !cpu->end_block && cpu->s.rip == next)
-        interpret_rest(cpu, site->block, site->index);
     soft_jit_flags_in(cpu);
-    if (cpu->end_block || cpu->s.rip != next || !site->resume || site->rest)
-        return NULL;
+    if (cpu->end_block || cpu->s.rip != next || !resume || native->removed)
+        return NULL; /* end_block first: the code may be gone */
     soft_fpu_use(cpu);
-    return (const uint8_t *)site + site->resume;
+    return (const uint8_t *)site + resume;
 }
 
 /* ---- life ---- */
@@ -132,11 +125,31 @@ void soft_jit_reset(struct soft_jit *jit)
 
 /* ---- running ---- */
 
+static const struct soft_native *native_at(const struct soft_jit *jit, const void *address);
+
+/* The guest goes on at the head of a removed translation. */
+static void leave_stale(struct soft_vcpu *cpu, const uint8_t *site)
+{
+    const struct soft_native *native = native_at(cpu->soft_vm->jit, site);
+
+    BUG_ON(!native);
+    cpu->s.rip = cpu->code_page + (native->part[0]->gpa & ~PAGE_MASK);
+}
+
+static struct jit_link *leave_link(struct soft_vcpu *cpu, const uint8_t *site)
+{
+    const struct jit_link_site *at = (const void *)site;
+    struct jit_link *link = &native_of(site, at->start)->link[at->link];
+
+    cpu->s.rip = cpu->code_page + link->to;
+    return link;
+}
+
 struct jit_link *soft_jit_run(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_jit *jit = cpu->soft_vm->jit;
     jit_enter_fn *enter = (jit_enter_fn *)(uintptr_t)soft_jit_address(jit, jit->thunk[JIT_ENTER]);
-    struct jit_link *link;
+    struct jit_exit exit;
 
     soft_fpu_use(cpu);
     cpu->x87.fcs = cpu->s.seg[SEG_CS].selector;
@@ -144,11 +157,13 @@ struct jit_link *soft_jit_run(struct soft_vcpu *cpu, const struct soft_native *n
     cpu->jit_generation = jit->generation;
     cpu->stat_entries++;
     soft_jit_flags_in(cpu);
-    link = enter(cpu, soft_jit_address(jit, native->entry_saved));
+    exit = enter(cpu, soft_jit_address(jit, native->entry_saved));
     soft_jit_flags_out(cpu);
-    if (link)
-        cpu->s.rip = cpu->code_page + link->to;
-    return link;
+    if (exit.kind == JIT_EXIT_LINK)
+        return leave_link(cpu, exit.site);
+    if (exit.kind == JIT_EXIT_STALE)
+        leave_stale(cpu, exit.site);
+    return NULL;
 }
 
 /* ---- changing code that may be running ---- */
@@ -160,47 +175,84 @@ static void set_jump(struct soft_jit *jit, uint32_t site, uint32_t target)
                           memory_order_release);
 }
 
-void soft_jit_link(struct soft_jit *jit, struct jit_link *link, struct soft_block *target)
+void soft_jit_publish(struct soft_native *native)
 {
-    struct soft_native *to = target->native;
+    for (unsigned i = 1; i < native->part_count; i++) {
+        native->next_of_part[i] = native->part[i]->native_parts;
+        native->part[i]->native_parts = native;
+    }
+    atomic_store_explicit(&native->part[0]->native, native, memory_order_release);
+}
+
+void soft_jit_link(struct soft_jit *jit, struct jit_link *link, struct soft_native *target)
+{
     bool saved = link->flags & JIT_SAVED;
 
     if (link->target)
         return;
     if (link->flags == (JIT_LIVE | JIT_SAVED))
-        saved = to->prefers_saved;
+        saved = target->prefers_saved;
     link->target = target;
-    link->next = to->incoming;
-    to->incoming = link;
-    set_jump(jit, link->site, saved ? to->entry_saved : to->entry_live);
+    link->next = target->incoming;
+    target->incoming = link;
+    set_jump(jit, link->site, saved ? target->entry_saved : target->entry_live);
 }
 
-/* An entry begins with a NOP of five bytes, aligned to eight: it becomes a jump. */
+/* An entry begins with a NOP of five bytes, aligned to eight: it becomes a call. */
 static void redirect_entry(struct soft_jit *jit, uint32_t entry, uint32_t target)
 {
     _Atomic uint64_t *word = (_Atomic uint64_t *)(void *)(jit->write + entry);
     uint64_t old = atomic_load_explicit(word, memory_order_relaxed);
-    uint64_t jump = 0xe9u | (uint64_t)(uint32_t)(target - (entry + 5)) << 8;
+    uint64_t call = 0xe8u | (uint64_t)(uint32_t)(target - (entry + 5)) << 8;
 
-    atomic_store_explicit(word, (old & ~0xffffffffffull) | jump, memory_order_release);
+    atomic_store_explicit(word, (old & ~0xffffffffffull) | call, memory_order_release);
 }
 
-void soft_jit_remove(struct soft_jit *jit, struct soft_native *native)
+static void native_remove(struct soft_jit *jit, struct soft_native *native)
 {
-    redirect_entry(jit, native->entry_saved, native->stale_saved);
+    if (native->removed)
+        return;
+    native->removed = true;
+    redirect_entry(jit, native->entry_saved, jit->thunk[JIT_EXIT_STALE]);
     if (native->entry_live != native->entry_saved)
-        redirect_entry(jit, native->entry_live, native->stale_live);
+        redirect_entry(jit, native->entry_live, jit->thunk[JIT_EXIT_STALE_LIVE]);
     for (struct jit_link *link = native->incoming; link; link = link->next) {
         link->target = NULL;
         set_jump(jit, link->site, link->unlinked);
     }
     native->incoming = NULL;
+    if (atomic_load_explicit(&native->part[0]->native, memory_order_relaxed) != native)
+        return;
+    atomic_store(&native->part[0]->native, NULL);
+    native->part[0]->runs = 0;
+}
+
+static struct soft_native *next_with(const struct soft_native *native,
+                                     const struct soft_block *block)
+{
+    for (unsigned i = 1; i < native->part_count; i++) {
+        if (native->part[i] == block)
+            return native->next_of_part[i];
+    }
+    BUG("a part is in the list of its translations");
+}
+
+void soft_jit_remove(struct soft_jit *jit, struct soft_block *block)
+{
+    struct soft_native *native = atomic_load_explicit(&block->native, memory_order_relaxed);
+
+    if (native)
+        native_remove(jit, native);
+    for (native = block->native_parts; native; native = next_with(native, block))
+        native_remove(jit, native);
+    block->native_parts = NULL;
 }
 
 /* ---- faults ---- */
 
-static const struct soft_native *native_at(const struct soft_jit *jit, uint32_t offset)
+static const struct soft_native *native_at(const struct soft_jit *jit, const void *address)
 {
+    uint32_t offset = (uint32_t)((const uint8_t *)address - jit->exec);
     uint32_t low = 0, high = atomic_load_explicit(&jit->count, memory_order_acquire);
 
     while (low < high) {
@@ -216,13 +268,13 @@ static const struct soft_native *native_at(const struct soft_jit *jit, uint32_t 
 
 bool soft_jit_contains(const struct soft_jit *jit, const void *address)
 {
-    return native_at(jit, (uint32_t)((const uint8_t *)address - jit->exec)) != NULL;
+    return native_at(jit, address) != NULL;
 }
 
 const struct jit_trap *soft_jit_trap(const struct soft_jit *jit, const void *address)
 {
     uint32_t offset = (uint32_t)((const uint8_t *)address - jit->exec);
-    const struct soft_native *native = native_at(jit, offset);
+    const struct soft_native *native = native_at(jit, address);
 
     if (!native)
         return NULL;

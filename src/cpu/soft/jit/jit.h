@@ -24,34 +24,45 @@
 #define SOFT_JIT_META   (16u << 20) /* bytes; touched as they are needed */
 #define SOFT_JIT_BLOCKS (1u << 18)
 
-/* Places in the buffer that all blocks share (thunk.c). */
+/* Places in the buffer that all blocks share (thunk.c). Those marked * are called, and find their
+ * arguments where the call would return to. LIVE: the flags are in the host's register; else they are saved. */
 enum soft_jit_thunk {
-    JIT_ENTER,        /* void (struct soft_vcpu *, const void *code): returns a link to make, or NULL */
-    JIT_RESUME,       /* loads the guest's registers and flags, goes to jit_target */
-    JIT_LEAVE,        /* out of JIT_ENTER; guest registers are stored */
-    JIT_CALL,         /* R10: struct jit_site, whose instruction the interpreter executes */
-    JIT_EXIT_LINK,    /* R10: struct jit_link, or NULL */
-    JIT_EXIT_AT,      /* R10: offset in code_page to go on at */
-    JIT_EXIT_TO,      /* R10: RIP to go on at */
-    JIT_EXIT_JUMP,    /* R11: the jump cache entry's offset; where it leads is not translated */
+    JIT_ENTER,          /* jit_enter_fn */
+    JIT_LEAVE,          /* out of it: s.rip says where the guest goes on; the guest's registers are stored */
+    JIT_CALL,           /* * struct jit_site, whose instruction the interpreter executes */
+    JIT_CALL_LIVE,      /* * the same */
+    JIT_EXIT_LINK,      /* * struct jit_link_site: a jump that is not linked */
+    JIT_EXIT_LINK_LIVE, /* * the same */
+    JIT_EXIT_STALE,     /* * nothing: the entry of a block that has been removed */
+    JIT_EXIT_STALE_LIVE,/* * the same */
+    JIT_EXIT_AT,        /* * uint16_t: offset in code_page to go on at */
+    JIT_EXIT_AT_LIVE,   /* * the same */
+    JIT_EXIT_TO,        /* R10: RIP to go on at */
+    JIT_EXIT_JUMP,      /* R11: the jump cache entry's offset; where it leads is not translated */
     JIT_THUNKS
 };
 
-/* A direct jump inside a page, from one block's code to another's. Cache lock. */
+/* How translated code was left. */
+struct jit_exit {
+    const uint8_t *site; /* of JIT_EXIT_LINK and JIT_EXIT_STALE: what follows the call */
+    uint64_t kind;       /* enum soft_jit_thunk: JIT_LEAVE, JIT_EXIT_LINK or JIT_EXIT_STALE */
+};
+typedef struct jit_exit jit_enter_fn(struct soft_vcpu *cpu, const void *code);
+
+/* A direct jump inside a page, from one translation to another. Cache lock. */
 struct jit_link {
-    struct soft_block *target; /* borrowed; NULL: not linked */
-    struct jit_link *next;     /* of those that lead to the same block */
-    uint32_t site;             /* offset of the displacement */
-    uint32_t unlinked;         /* offset of the code that asks for the link */
-    uint16_t to;               /* where the jump leads, offset in the page */
-    uint8_t flags;             /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
+    struct soft_native *target; /* NULL: not linked */
+    struct jit_link *next;   /* of those that lead to the same */
+    uint32_t site;           /* offset of the displacement */
+    uint32_t unlinked;       /* offset of the code that asks for the link */
+    uint16_t to;             /* where the jump leads, offset in the page */
+    uint8_t flags;           /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
 };
 
 /* Where the host may fault, and what is then to be known. */
 struct jit_trap {
     uint32_t at;     /* offset in the buffer of the host instruction */
     uint16_t offset; /* of the guest's instruction in its page */
-    uint8_t index;   /* of it in the block */
     uint8_t flags;   /* JIT_LIVE, JIT_SAVED; JIT_POLL: a request for attention */
 };
 
@@ -59,19 +70,27 @@ struct jit_trap {
 #define JIT_SAVED 0x02u /* in jit_flags */
 #define JIT_POLL  0x80u
 
-/* The translation of a block. */
+#define JIT_PARTS 8u  /* blocks in one translation */
+#define JIT_LINKS 10u
+
+/*
+ * A translation: of a block, and of what usually follows it in the same page, up to JIT_PARTS blocks. It is entered at
+ * its head only, and goes when any of them is removed. Its code begins with its own address (of this struct).
+ */
 struct soft_native {
-    struct soft_block *block;
+    struct soft_block *part[JIT_PARTS]; /* [0]: the head */
+    struct soft_native *next_of_part[JIT_PARTS]; /* cache lock: list of those in which the block is not the head */
+    uint8_t part_count, link_count;
+    bool removed;          /* cache lock; the vCPU that executes it looks after each call */
+    bool prefers_saved;    /* when a jump has the flags in both places */
     uint32_t number;       /* counts translations since the last reset, from 1 */
     uint32_t start, end;   /* offsets in the buffer */
     uint32_t entry_live;   /* flags in the host's register */
     uint32_t entry_saved;  /* flags in jit_flags */
-    uint32_t stale_live, stale_saved; /* what the entries lead to once the block is removed */
-    struct jit_link *incoming;        /* cache lock */
-    struct jit_link out[2];
-    bool prefers_saved;    /* when a jump has the flags in both places */
+    struct jit_link *incoming; /* cache lock */
+    struct jit_link *link;     /* link_count of them */
+    struct jit_trap *trap;     /* by address */
     uint16_t trap_count;
-    struct jit_trap *trap; /* by address */
 };
 
 struct soft_jit {
@@ -87,13 +106,19 @@ struct soft_jit {
     bool bmi2;
 };
 
-/* What the code of a call to the interpreter carries. */
+/* What follows the call of JIT_CALL. */
 struct jit_site {
-    const struct soft_block *block;
-    int32_t resume;  /* where to go on, from here */
+    uint16_t start;  /* bytes back to the translation's start */
+    int16_t resume;  /* where to go on, from here; 0: nowhere */
     uint16_t offset; /* of the instruction in its page */
+    uint8_t part;    /* its block */
     uint8_t index;   /* of it in the block */
-    uint8_t rest;    /* the interpreter executes what follows as well, to the end of the block */
+};
+
+/* What follows the call of JIT_EXIT_LINK. */
+struct jit_link_site {
+    uint16_t start;
+    uint16_t link;
 };
 
 /* -ENOTSUP: this host lacks something the translator needs. */
@@ -102,17 +127,19 @@ void soft_jit_destroy(struct soft_jit *jit); /* NULL is fine */
 /* With soft_code_reset: no vCPU is inside translated code. */
 void soft_jit_reset(struct soft_jit *jit);
 
-/* Translates a valid block; without effect if it cannot be. Decode lock. FPU parked. */
+/* Translates from a valid block on; NULL if it cannot be, or there is no room. Decode lock. FPU parked. */
 struct soft_native *soft_jit_translate(struct soft_vcpu *cpu, struct soft_block *block);
 
 /* Runs a translated block, and what it leads to, until the run loop must look. cpu->s is up to date before and
  * after. Answers the link through which the code was left, to be made to the next block, or NULL. */
 struct jit_link *soft_jit_run(struct soft_vcpu *cpu, const struct soft_native *native);
 
-/* Cache lock. The block is valid and translated. */
-void soft_jit_link(struct soft_jit *jit, struct jit_link *link, struct soft_block *target);
-/* Cache lock. Nobody enters the block's code any more. */
-void soft_jit_remove(struct soft_jit *jit, struct soft_native *native);
+/* Cache lock. The parts are valid; jumps may lead to it from now on. */
+void soft_jit_publish(struct soft_native *native);
+/* Cache lock. Does nothing when it is linked. */
+void soft_jit_link(struct soft_jit *jit, struct jit_link *link, struct soft_native *target);
+/* Cache lock. The block is no more: nobody enters a translation with it. */
+void soft_jit_remove(struct soft_jit *jit, struct soft_block *block);
 
 /* The host faulted at this address in translated code: who was there. NULL: none of it. Async-signal-safe. */
 const struct jit_trap *soft_jit_trap(const struct soft_jit *jit, const void *address);

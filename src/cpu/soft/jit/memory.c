@@ -2,8 +2,7 @@
 #include "cpu/soft/jit/translate.h"
 
 #define ENTRY_SHIFT 5u /* entries of the TLB are 32 bytes */
-#define TLB_OFFSET(member)                                                                         \
-    ((int32_t)(offsetof(struct soft_context, tlb) + offsetof(struct soft_tlb_entry, member)))
+#define TLB_OFFSET(member) (JIT_CONTEXT(tlb) + (int32_t)offsetof(struct soft_tlb_entry, member))
 
 static_assert(sizeof(struct soft_tlb_entry) == 1u << ENTRY_SHIFT, "the index below");
 
@@ -82,7 +81,7 @@ struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_
     struct asm_code *a = &t->a;
     unsigned address = host;
 
-    jit_flags_save(t);
+    jit_flags_free(t);
     if (disp) {
         asm_lea(a, JIT_T0, asm_base(host, disp));
         address = JIT_T0;

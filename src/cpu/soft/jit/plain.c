@@ -135,7 +135,7 @@ static bool plain(struct jit_translation *t)
         return false;
     if (memory)
         plan.r.mem = jit_look_up(t, memory, write, &cold);
-    if (i->flags_read)
+    if (i->flags_read || (may_trap(i) && t->flags == 0))
         jit_flags_load(t);
     loans_begin(t, &plan);
     if (may_trap(i))
@@ -143,8 +143,6 @@ static bool plain(struct jit_translation *t)
     if (!reencode(&t->a, &i->z, i->operand, i->bytes, &plan.r))
         return false;
     loans_end(t, &plan);
-    if (i->flags_written)
-        jit_flags_changed(t);
     if (i->class == JIT_VECTOR && vector_form(i->in) == VECTOR_FORM_X87)
         x87_note(t, memory);
     if (memory)

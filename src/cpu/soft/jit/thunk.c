@@ -28,6 +28,7 @@ static void load_guest(struct asm_code *a)
     for (unsigned i = 0; i < sizeof(in_registers); i++)
         asm_load(a, jit_host(in_registers[i]), jit_gpr(in_registers[i]));
     asm_load(a, JIT_CTX, JIT_FIELD(context));
+    asm_lea(a, JIT_CTX, asm_base(JIT_CTX, SOFT_CONTEXT_STACK));
 }
 
 /* The host's stack from here on. */
@@ -50,13 +51,13 @@ static void thunk_enter(struct soft_jit *jit, struct asm_code *a)
     asm_jmp_mem(a, JIT_FIELD(jit_target));
 }
 
-/* RAX: the answer. Returns the offset of the way out for those who have one. */
+/* RAX and RDX: struct jit_exit. Returns the offset of the way out for those who have one. */
 static uint32_t thunk_leave(struct soft_jit *jit, struct asm_code *a)
 {
     uint32_t answered;
 
     jit->thunk[JIT_LEAVE] = a->at;
-    asm_mov_imm(a, GPR_RAX, 0);
+    asm_mov_imm(a, GPR_RDX, JIT_LEAVE);
     answered = a->at;
     asm_lea(a, GPR_RSP, asm_base(GPR_RSP, 8));
     for (unsigned i = sizeof(callee_saved); i-- > 0;)
@@ -65,47 +66,66 @@ static uint32_t thunk_leave(struct soft_jit *jit, struct asm_code *a)
     return answered;
 }
 
-static void thunk_resume(struct soft_jit *jit, struct asm_code *a)
+static void thunk_resume(struct asm_code *a)
 {
-    jit->thunk[JIT_RESUME] = a->at;
     jit_emit_flags_load(a);
     load_guest(a);
     asm_jmp_mem(a, JIT_FIELD(jit_target));
 }
 
+/* T1: what follows the call. */
 static void thunk_call(struct soft_jit *jit, struct asm_code *a, uint64_t function)
 {
+    uint32_t after;
+
+    jit->thunk[JIT_CALL_LIVE] = a->at;
+    jit_emit_flags_save(a);
     jit->thunk[JIT_CALL] = a->at;
+    pop(a, JIT_T1);
     store_guest(a);
     asm_load(a, GPR_RDI, JIT_FIELD(self));
-    asm_mov(a, GPR_RSI, JIT_T0);
+    asm_mov(a, GPR_RSI, JIT_T1);
     asm_mov_imm(a, GPR_RAX, function);
     asm_op_reg(a, false, 0xff, 2, GPR_RAX);      /* call */
     asm_op_reg(a, true, 0x85, GPR_RAX, GPR_RAX); /* test */
-    asm_jcc(a, ASM_CC_E, jit->thunk[JIT_LEAVE]);
+    after = asm_jcc(a, ASM_CC_E, 0);
     asm_store(a, JIT_FIELD(jit_target), GPR_RAX);
-    asm_jmp(a, jit->thunk[JIT_RESUME]);
+    thunk_resume(a);
+    asm_patch(a, after, jit->thunk[JIT_LEAVE]);
 }
 
-static void thunk_exits(struct soft_jit *jit, struct asm_code *a, uint32_t answered)
+/* Leaves with the address behind the call. */
+static void thunk_exit_site(struct soft_jit *jit, struct asm_code *a, enum soft_jit_thunk kind,
+                            enum soft_jit_thunk live, uint32_t answered)
 {
-    jit->thunk[JIT_EXIT_LINK] = a->at;
+    jit->thunk[live] = a->at;
+    jit_emit_flags_save(a);
+    jit->thunk[kind] = a->at;
+    pop(a, JIT_T1);
     store_guest(a);
-    asm_mov(a, GPR_RAX, JIT_T0);
+    asm_mov(a, GPR_RAX, JIT_T1);
+    asm_mov_imm(a, GPR_RDX, kind);
     asm_jmp(a, answered);
+}
 
+static void thunk_exit_rip(struct soft_jit *jit, struct asm_code *a)
+{
     jit->thunk[JIT_EXIT_TO] = a->at;
     asm_store(a, JIT_FIELD(s.rip), JIT_T0);
-    asm_mov_imm(a, JIT_T0, 0);
-    asm_jmp(a, jit->thunk[JIT_EXIT_LINK]);
+    store_guest(a);
+    asm_jmp(a, jit->thunk[JIT_LEAVE]);
 
+    jit->thunk[JIT_EXIT_AT_LIVE] = a->at;
+    jit_emit_flags_save(a);
     jit->thunk[JIT_EXIT_AT] = a->at;
-    asm_op_mem(a, true, 0x03, JIT_T0, JIT_FIELD(code_page)); /* add */
+    pop(a, JIT_T0);
+    asm_op_mem(a, false, 0x1b7, JIT_T0, asm_base(JIT_T0, 0)); /* movzx, word */
+    asm_op_mem(a, true, 0x03, JIT_T0, JIT_FIELD(code_page));  /* add */
     asm_jmp(a, jit->thunk[JIT_EXIT_TO]);
 
     jit->thunk[JIT_EXIT_JUMP] = a->at;
-    asm_load(a, JIT_T0, asm_indexed(JIT_CTX, JIT_T1, (int32_t)(offsetof(struct soft_context, jump) +
-                                                               offsetof(struct soft_jump, rip))));
+    asm_load(a, JIT_T0, asm_indexed(JIT_CTX, JIT_T1, JIT_CONTEXT(jump) +
+                                                         (int32_t)offsetof(struct soft_jump, rip)));
     asm_jmp(a, jit->thunk[JIT_EXIT_TO]);
 }
 
@@ -115,7 +135,8 @@ void jit_make_thunks(struct soft_jit *jit, struct asm_code *a, uint64_t call)
 
     thunk_enter(jit, a);
     answered = thunk_leave(jit, a);
-    thunk_resume(jit, a);
     thunk_call(jit, a, call);
-    thunk_exits(jit, a, answered);
+    thunk_exit_site(jit, a, JIT_EXIT_LINK, JIT_EXIT_LINK_LIVE, answered);
+    thunk_exit_site(jit, a, JIT_EXIT_STALE, JIT_EXIT_STALE_LIVE, answered);
+    thunk_exit_rip(jit, a);
 }

@@ -3,15 +3,9 @@
 
 #include "cpu/soft/vm.h"
 
-#define BYTES_PER_INSN 256u /* of host code, generously */
-#define BYTES_PER_BLOCK 1024u
+#define TRANSLATION_ROOM (30u << 10) /* bytes; distances in struct jit_site have 16 bits */
 
 /* ---- what the classes use ---- */
-
-void jit_to_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
-{
-    asm_jmp(&t->a, t->jit->thunk[thunk]);
-}
 
 void jit_to_thunk_if(struct jit_translation *t, unsigned condition, enum soft_jit_thunk thunk)
 {
@@ -24,8 +18,11 @@ static unsigned new_cold(struct jit_translation *t, int kind, uint32_t site)
         t->failed = true;
         return 0;
     }
-    t->work->cold[t->cold_count] = (struct jit_cold){
-        .kind = kind, .site = {site, 0}, .index = (uint8_t)t->index};
+    t->work->cold[t->cold_count] = (struct jit_cold){.kind = kind,
+                                                     .site = site,
+                                                     .insn = (uint8_t)t->index,
+                                                     .flags = t->flags,
+                                                     .recipe = t->recipe};
     return t->cold_count++;
 }
 
@@ -45,37 +42,39 @@ void jit_trap_here(struct jit_translation *t, unsigned flags)
         t->failed = true;
         return;
     }
-    t->work->trap[t->trap_count++] = (struct jit_trap){
-        .at = t->a.at, .offset = t->i->offset, .index = (uint8_t)t->index, .flags = (uint8_t)flags};
+    t->work->trap[t->trap_count++] =
+        (struct jit_trap){.at = t->a.at, .offset = t->i->offset, .flags = (uint8_t)flags};
 }
 
-/* The descriptor follows the jump; T0 leads to it. */
-static void emit_call(struct jit_translation *t, unsigned index, uint32_t resume, bool rest)
+static void call_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
 {
-    struct asm_code *a = &t->a;
-    uint32_t site;
+    asm_byte(&t->a, 0xe8);
+    asm_u32(&t->a, t->jit->thunk[thunk] - (t->a.at + 4));
+}
 
-    asm_bytes(a, (const uint8_t[]){0x4c, 0x8d, 0x15}, 3); /* lea r10, [rip + 5] */
-    asm_u32(a, 5);
-    jit_to_thunk(t, JIT_CALL);
-    site = a->at;
-    asm_u64(a, (uint64_t)(uintptr_t)t->block);
-    asm_u32(a, resume ? resume - site : 0);
-    asm_u16(a, t->work->insn[index].offset);
-    asm_byte(a, index);
-    asm_byte(a, rest);
+static void emit_site(struct jit_translation *t, const struct jit_insn *i, uint32_t resume)
+{
+    uint32_t site = t->a.at;
+
+    asm_u16(&t->a, (uint16_t)(site - t->native->start));
+    asm_u16(&t->a, (uint16_t)(resume ? resume - site : 0));
+    asm_u16(&t->a, i->offset);
+    asm_byte(&t->a, i->part);
+    asm_byte(&t->a, i->index);
 }
 
 void jit_call_interpreter(struct jit_translation *t)
 {
     jit_flags_save(t);
-    emit_call(t, t->index, t->a.at + 12 + (uint32_t)sizeof(struct jit_site), false);
+    call_thunk(t, JIT_CALL);
+    emit_site(t, t->i, t->a.at + (uint32_t)sizeof(struct jit_site));
     t->flags = JIT_LIVE | JIT_SAVED;
+    t->recipe.kind = JIT_RECIPE_NONE;
 }
 
 void jit_poll(struct jit_translation *t)
 {
-    jit_flags_save(t);
+    jit_flags_free(t);
     asm_op_mem(&t->a, false, 0x83, ASM_CMP, JIT_FIELD(attention));
     asm_byte(&t->a, 0);
     new_cold(t, JIT_COLD_EXIT_AT, asm_jcc(&t->a, ASM_CC_NE, 0));
@@ -93,31 +92,115 @@ static void poll_by_fault(struct jit_translation *t)
 
 /* ---- decoding ---- */
 
-static bool decode(struct jit_translation *t)
+static void decode_one(struct jit_insn *i, uint32_t mode)
 {
-    const struct soft_block *block = t->block;
+    if (soft_decode_fields(mode, i->bytes, i->in->length, &i->z, i->operand))
+        jit_classify(i);
+    else
+        i->class = JIT_INTERPRET; /* it raises an exception, or has just been changed */
+    if (i->class == JIT_INTERPRET) {
+        i->flags_clobbered = true;
+        i->flags_read = i->flags_written = i->inverted = i->goes_on = false;
+    }
+}
+
+static bool decode_part(struct jit_translation *t, struct soft_block *block)
+{
     const struct mem_slot *slot = mem_slot_find(t->cpu->base.vm->machine->mem, block->gpa);
-    unsigned offset = (unsigned)(block->gpa & ~PAGE_MASK);
+    unsigned offset = (unsigned)(block->gpa & ~PAGE_MASK), part = t->native->part_count;
     const uint8_t *bytes = slot ? slot->host + (block->gpa - slot->gpa) : NULL;
 
-    if (!bytes || block->gpa2 != SOFT_BLOCK_ONE_PAGE)
+    if (!bytes || block->gpa2 != SOFT_BLOCK_ONE_PAGE || part == JIT_PARTS ||
+        t->insn_count + block->count > JIT_INSNS)
         return false;
     for (unsigned k = 0; k < block->count; k++) {
-        struct jit_insn *i = &t->work->insn[k];
+        struct jit_insn *i = &t->work->insn[t->insn_count++];
 
         i->in = &block->insn[k];
         i->bytes = bytes;
         i->offset = (uint16_t)offset;
-        if (!soft_decode_fields(block->mode, bytes, i->in->length, &i->z, i->operand))
-            i->class = JIT_INTERPRET; /* it raises an exception, or has just been changed */
-        else
-            jit_classify(i);
-        if (i->class == JIT_INTERPRET)
-            i->flags_clobbered = true;
+        i->part = (uint8_t)part;
+        i->index = (uint8_t)k;
+        decode_one(i, block->mode);
         bytes += i->in->length;
         offset += i->in->length;
     }
+    t->native->part[t->native->part_count++] = block;
     return true;
+}
+
+static bool has_part(const struct soft_native *native, const struct soft_block *block)
+{
+    for (unsigned k = 0; k < native->part_count; k++) {
+        if (native->part[k] == block)
+            return true;
+    }
+    return false;
+}
+
+/* A block that was executed and is not yet part of this. */
+static struct soft_block *block_at(const struct jit_translation *t, unsigned offset)
+{
+    const struct soft_block *head = t->native->part[0];
+    struct soft_block *block;
+
+    if (offset >= PAGE_SIZE)
+        return NULL;
+    block = soft_block_peek(t->cpu, (head->gpa & PAGE_MASK) | offset, head->mode);
+    return block && block->gpa2 == SOFT_BLOCK_ONE_PAGE && !has_part(t->native, block) ? block : NULL;
+}
+
+/* After a conditional jump: the way that was gone more often, the next instruction in doubt. */
+static struct soft_block *follow_jcc(const struct jit_translation *t, struct jit_insn *last)
+{
+    unsigned target, next = (unsigned)last->offset + last->in->length;
+    struct soft_block *straight = block_at(t, next), *taken = NULL;
+    bool back;
+
+    if (!jit_branch_target(last, &target, &back))
+        return NULL;
+    if (!back && next < PAGE_SIZE)
+        taken = block_at(t, target);
+    if (taken && (!straight || taken->runs > straight->runs)) {
+        last->inverted = true;
+        return taken;
+    }
+    return straight;
+}
+
+/* The block with which the translation goes on after its last instruction, or NULL. */
+static struct soft_block *follow(const struct jit_translation *t, struct jit_insn *last)
+{
+    unsigned target;
+    bool back;
+
+    switch (last->class) {
+    case JIT_JCC:
+        return follow_jcc(t, last);
+    case JIT_JMP:
+        return jit_branch_target(last, &target, &back) && !back ? block_at(t, target) : NULL;
+    case JIT_CALL_NEAR:
+    case JIT_RET:
+        return NULL;
+    default:
+        if (last->in->flags & INSN_ENDS_BLOCK)
+            return NULL;
+        return block_at(t, (unsigned)last->offset + last->in->length);
+    }
+}
+
+static void decode_parts(struct jit_translation *t)
+{
+    for (;;) {
+        struct jit_insn *last = &t->work->insn[t->insn_count - 1];
+        struct soft_block *block = follow(t, last);
+
+        if (!block || !decode_part(t, block)) {
+            last->inverted = false;
+            return;
+        }
+        last->goes_on = true;
+    }
 }
 
 /* ---- the entries ---- */
@@ -130,11 +213,11 @@ static bool traps(const struct jit_insn *i)
            i->z.mnemonic == ZYDIS_MNEMONIC_IDIV;
 }
 
-/* Where the block wants the flags: saved when they are in its way before it changes them, live when it
+/* Where the translation wants the flags: saved when they are in its way before it changes them, live when it
  * depends on them or passes them on; no matter when it overwrites them first. */
 static enum entry choose_entry(const struct jit_translation *t)
 {
-    for (unsigned k = 0; k < t->block->count; k++) {
+    for (unsigned k = 0; k < t->insn_count; k++) {
         const struct jit_insn *i = &t->work->insn[k];
 
         if (i->flags_clobbered)
@@ -155,10 +238,22 @@ static uint32_t new_entry(struct jit_translation *t)
     return t->a.at - 5;
 }
 
+/* Whether the code may run in a circle without passing through the jump cache. */
+static bool in_circle(const struct jit_translation *t)
+{
+    for (unsigned k = 0; k < t->insn_count; k++) {
+        unsigned target;
+        bool back;
+
+        if (jit_branch_target(&t->work->insn[k], &target, &back) && back)
+            return true;
+    }
+    return false;
+}
+
 static void emit_entries(struct jit_translation *t)
 {
-    const struct jit_insn *last = &t->work->insn[t->block->count - 1];
-    bool circle = jit_goes_back(last, t->work->insn[0].offset);
+    bool circle = in_circle(t);
     enum entry entry = choose_entry(t);
     struct soft_native *n = t->native;
 
@@ -198,8 +293,11 @@ static void translate_one(struct jit_translation *t)
         [JIT_RET] = jit_ret,
     };
 
-    if (t->i->class != JIT_NOP)
-        classes[t->i->class](t);
+    if (t->i->class == JIT_NOP)
+        return;
+    jit_flags_before(t);
+    classes[t->i->class](t);
+    jit_flags_after(t);
 }
 
 static bool transfers(const struct jit_insn *i)
@@ -209,9 +307,9 @@ static bool transfers(const struct jit_insn *i)
 
 static void emit_body(struct jit_translation *t)
 {
-    const struct jit_insn *last = &t->work->insn[t->block->count - 1];
+    const struct jit_insn *last = &t->work->insn[t->insn_count - 1];
 
-    for (t->index = 0; t->index < t->block->count; t->index++) {
+    for (t->index = 0; t->index < t->insn_count; t->index++) {
         t->i = &t->work->insn[t->index];
         translate_one(t);
     }
@@ -221,45 +319,34 @@ static void emit_body(struct jit_translation *t)
 
 /* ---- what is off the path ---- */
 
-static void emit_exit_at(struct jit_translation *t, unsigned offset)
+static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold)
 {
-    asm_mov_imm(&t->a, JIT_T0, offset);
-    jit_to_thunk(t, JIT_EXIT_AT);
-}
+    const struct jit_insn *i = &t->work->insn[cold->insn];
+    bool live = !(cold->flags & JIT_SAVED);
 
-static void emit_cold(struct jit_translation *t)
-{
-    for (unsigned k = 0; k < t->cold_count; k++) {
-        const struct jit_cold *cold = &t->work->cold[k];
-
-        asm_patch(&t->a, cold->site[0], t->a.at);
-        if (cold->kind == JIT_COLD_CALL)
-            emit_call(t, cold->index, cold->resume, cold->rest);
-        else
-            emit_exit_at(t, t->work->insn[cold->index].offset);
+    asm_patch(&t->a, cold->site, t->a.at);
+    if (cold->flags == 0)
+        jit_emit_recipe(&t->a, &cold->recipe);
+    if (cold->kind == JIT_COLD_CALL) {
+        call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
+        emit_site(t, i, cold->resume);
+    } else {
+        call_thunk(t, live ? JIT_EXIT_AT_LIVE : JIT_EXIT_AT);
+        asm_u16(&t->a, i->offset);
     }
 }
 
 static void emit_links(struct jit_translation *t)
 {
     for (unsigned k = 0; k < t->link_count; k++) {
-        struct jit_link *link = &t->native->out[k];
+        struct jit_link *link = &t->work->link[k];
 
         link->unlinked = t->a.at;
         asm_patch(&t->a, link->site, t->a.at);
-        if (!(link->flags & JIT_SAVED))
-            jit_emit_flags_save(&t->a);
-        asm_mov_imm(&t->a, JIT_T0, (uint64_t)(uintptr_t)link);
-        jit_to_thunk(t, JIT_EXIT_LINK);
+        call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
+        asm_u16(&t->a, (uint16_t)(t->a.at - t->native->start));
+        asm_u16(&t->a, (uint16_t)k);
     }
-}
-
-static void emit_stale(struct jit_translation *t)
-{
-    t->native->stale_live = t->a.at;
-    jit_emit_flags_save(&t->a);
-    t->native->stale_saved = t->a.at;
-    emit_exit_at(t, t->work->insn[0].offset);
 }
 
 /* ---- the whole ---- */
@@ -274,60 +361,77 @@ static void *meta_take(struct soft_jit *jit, size_t size)
 
 static bool meta_room(const struct soft_jit *jit)
 {
-    return jit->meta_used + sizeof(struct soft_native) +
-                   JIT_TRAPS_MAX * sizeof(struct jit_trap) + 16 <= SOFT_JIT_META &&
+    return jit->meta_used + sizeof(struct soft_native) + JIT_LINKS * sizeof(struct jit_link) +
+                   JIT_TRAPS_MAX * sizeof(struct jit_trap) + 32 <= SOFT_JIT_META &&
            jit->count < SOFT_JIT_BLOCKS;
 }
 
-static void keep_traps(struct jit_translation *t)
+static void *meta_keep(struct soft_jit *jit, const void *what, size_t size)
 {
-    size_t size = t->trap_count * sizeof(struct jit_trap);
+    void *at = meta_take(jit, size);
 
-    t->native->trap = meta_take(t->jit, size);
-    t->native->trap_count = (uint16_t)t->trap_count;
-    soft_copy(t->native->trap, t->work->trap, size);
+    soft_copy(at, what, size);
+    return at;
 }
 
+/* Nothing counts before this: when it fails, the room is used again. */
 static struct soft_native *finish(struct jit_translation *t)
 {
     struct soft_jit *jit = t->jit;
+    struct soft_native *native = t->native;
 
     if (t->a.overflow || t->failed)
-        return NULL; /* the room is used again */
-    keep_traps(t);
-    t->native->end = t->a.at;
+        return NULL;
+    native->link_count = (uint8_t)t->link_count;
+    native->trap_count = (uint16_t)t->trap_count;
+    native->link = meta_keep(jit, t->work->link, t->link_count * sizeof(struct jit_link));
+    native->trap = meta_keep(jit, t->work->trap, t->trap_count * sizeof(struct jit_trap));
+    native->end = t->a.at;
     soft_code_commit(jit->code, t->a.at);
-    jit->native[jit->count] = t->native;
+    jit->native[jit->count] = native;
     atomic_fetch_add_explicit(&jit->count, 1, memory_order_release);
-    return t->native;
+    return native;
+}
+
+static void emit_all(struct jit_translation *t)
+{
+    t->i = &t->work->insn[0];
+    asm_u64(&t->a, (uint64_t)(uintptr_t)t->native);
+    emit_entries(t);
+    emit_body(t);
+    for (unsigned k = 0; k < t->cold_count; k++)
+        emit_cold_one(t, &t->work->cold[k]);
+    emit_links(t);
 }
 
 struct soft_native *soft_jit_translate(struct soft_vcpu *cpu, struct soft_block *block)
 {
     struct soft_jit *jit = cpu->soft_vm->jit;
     struct jit_translation t = {
-        .cpu = cpu, .jit = jit, .block = block, .work = cpu->jit_work,
+        .cpu = cpu, .jit = jit, .work = cpu->jit_work,
         .a = {.base = jit->write, .bmi2 = jit->bmi2},
     };
-    uint32_t room = block->count * BYTES_PER_INSN + BYTES_PER_BLOCK;
+    size_t meta = jit->meta_used;
+    struct soft_native *native;
 
-    if (!(block->mode & SOFT_MODE_CODE64) || !decode(&t))
+    if (!(block->mode & SOFT_MODE_CODE64))
         return NULL;
     if (!meta_room(jit)) {
         soft_code_exhaust(jit->code);
         return NULL;
     }
-    if (!soft_code_reserve(jit->code, room, &t.a.at))
+    if (!soft_code_reserve(jit->code, TRANSLATION_ROOM, &t.a.at))
         return NULL;
-    t.a.end = t.a.at + room;
-    t.i = &t.work->insn[0];
+    t.a.end = t.a.at + TRANSLATION_ROOM;
     t.native = meta_take(jit, sizeof(*t.native));
-    *t.native =
-        (struct soft_native){.block = block, .number = jit->count + 1, .start = t.a.at};
-    emit_entries(&t);
-    emit_body(&t);
-    emit_cold(&t);
-    emit_links(&t);
-    emit_stale(&t);
-    return finish(&t);
+    *t.native = (struct soft_native){.number = jit->count + 1, .start = t.a.at};
+    native = NULL;
+    if (decode_part(&t, block)) {
+        decode_parts(&t);
+        emit_all(&t);
+        native = finish(&t);
+    }
+    if (!native)
+        jit->meta_used = meta;
+    return native;
 }

@@ -32,6 +32,10 @@ static inline unsigned jit_host(unsigned gpr)
     return gpr == GPR_RSP ? JIT_RSP : gpr;
 }
 
+/* Offset from JIT_CTX of a member of struct soft_context. */
+#define JIT_CONTEXT(member)                                                                        \
+    ((int32_t)offsetof(struct soft_context, member) - (int32_t)SOFT_CONTEXT_STACK)
+
 #define JIT_FIELD(member) asm_gs(offsetof(struct soft_vcpu, member))
 
 static inline struct asm_mem jit_gpr(unsigned gpr)
@@ -61,27 +65,44 @@ struct jit_insn {
     const struct insn *in;
     const uint8_t *bytes;
     uint16_t offset;     /* in the page */
+    uint8_t part, index; /* its block, and its place in it */
     uint8_t class;       /* enum jit_class */
+    bool inverted;       /* of JIT_JCC: the translation goes on where it leads when taken */
+    bool goes_on;        /* of a branch: the next instruction here is where it leads */
+    uint16_t written;    /* bit set of the general registers it writes */
     bool flags_read;     /* depends on arithmetic flags, or leaves some as they are and changes others */
     bool flags_written;
     bool flags_clobbered;/* its code uses the flags register before the instruction itself does */
 };
 
-/* Code that is put after the block's end. */
-struct jit_cold {
-    enum { JIT_COLD_CALL, JIT_COLD_EXIT_AT } kind;
-    uint32_t site[2]; /* jumps that lead to it: offsets of displacements, 0: none */
-    uint32_t resume;  /* offset of where to go on; 0: nowhere */
-    uint8_t index;    /* of the instruction */
-    bool rest;
+/*
+ * How flags that are neither live nor saved can be had again: the instruction that made them left enough behind.
+ * Valid as long as the registers in `uses` are not written.
+ */
+struct jit_recipe {
+    enum { JIT_RECIPE_NONE, JIT_RECIPE_AGAIN, JIT_RECIPE_RESULT, JIT_RECIPE_UNDO } kind;
+    const struct jit_insn *i;
+    uint16_t uses; /* bit set of host registers */
 };
 
-#define JIT_COLD_MAX  (SOFT_BLOCK_INSNS * 2u)
-#define JIT_TRAPS_MAX (SOFT_BLOCK_INSNS * 2u)
+/* Code that is put after the translation's end. */
+struct jit_cold {
+    enum { JIT_COLD_CALL, JIT_COLD_EXIT_AT } kind;
+    uint32_t site;   /* the jump that leads to it: offset of the displacement */
+    uint32_t resume; /* offset of where to go on; 0: nowhere */
+    uint8_t insn;    /* the instruction */
+    uint8_t flags;
+    struct jit_recipe recipe; /* when flags is 0 */
+};
+
+#define JIT_INSNS     96u
+#define JIT_COLD_MAX  (JIT_INSNS * 2u)
+#define JIT_TRAPS_MAX (JIT_INSNS * 2u)
 
 /* Owned by the vCPU: too large for the stack. */
 struct jit_work {
-    struct jit_insn insn[SOFT_BLOCK_INSNS];
+    struct jit_insn insn[JIT_INSNS];
+    struct jit_link link[JIT_LINKS];
     struct jit_cold cold[JIT_COLD_MAX];
     struct jit_trap trap[JIT_TRAPS_MAX];
 };
@@ -89,28 +110,32 @@ struct jit_work {
 struct jit_translation {
     struct soft_vcpu *cpu;
     struct soft_jit *jit;
-    struct soft_block *block;
-    struct soft_native *native;
+    struct soft_native *native; /* being filled */
     struct jit_work *work;
     struct asm_code a;
+    unsigned insn_count;
     unsigned index;           /* of the instruction being translated */
     const struct jit_insn *i; /* that one */
     unsigned cold_count, trap_count, link_count;
-    uint8_t flags;            /* where they are now: JIT_LIVE, JIT_SAVED or both */
+    uint8_t flags;            /* where they are now: JIT_LIVE, JIT_SAVED, both; 0: in the recipe */
+    struct jit_recipe recipe; /* for the flags as they are now */
     bool failed;
 };
 
 /* ---- flags.c ---- */
 
-/* From here on the host's flags may be changed freely: the guest's are saved. */
+/* From here on the host's flags may be changed freely: the guest's are saved, or the recipe has them. Uses T0. */
+void jit_flags_free(struct jit_translation *t);
+/* The same, and they are saved. */
 void jit_flags_save(struct jit_translation *t);
 /* The guest's flags are in the host's register; uses T0. */
 void jit_flags_load(struct jit_translation *t);
-static inline void jit_flags_changed(struct jit_translation *t)
-{
-    t->flags = JIT_LIVE;
-}
-/* The same without regard to t->flags. */
+/* Before and after the code of each instruction: it may overwrite what the recipe needs, or make new flags. */
+void jit_flags_before(struct jit_translation *t);
+void jit_flags_after(struct jit_translation *t);
+/* Has the flags again in the host's register; T0. */
+void jit_emit_recipe(struct asm_code *a, const struct jit_recipe *recipe);
+/* The flags between jit_flags and the host's register; T0. */
 void jit_emit_flags_save(struct asm_code *a);
 void jit_emit_flags_load(struct asm_code *a);
 
@@ -131,17 +156,15 @@ struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_
 
 /* ---- translate.c ---- */
 
-/* Code to be made later: entered from the jump whose displacement is at `site`. */
+/* Hands the current instruction to the interpreter, from the jump whose displacement is at `site`. */
 unsigned jit_cold_call(struct jit_translation *t, uint32_t site);
 /* It comes back here. */
 void jit_cold_resume(struct jit_translation *t, unsigned cold);
 void jit_trap_here(struct jit_translation *t, unsigned flags);
 /* Hands the current instruction to the interpreter. */
 void jit_call_interpreter(struct jit_translation *t);
-/* To a thunk. */
-void jit_to_thunk(struct jit_translation *t, enum soft_jit_thunk thunk);
 void jit_to_thunk_if(struct jit_translation *t, unsigned condition, enum soft_jit_thunk thunk);
-/* Leaves before the current instruction when the vCPU is wanted; the flags are saved. */
+/* Leaves before the current instruction when the vCPU is wanted. */
 void jit_poll(struct jit_translation *t);
 
 /* ---- classify.c ---- */
@@ -161,7 +184,7 @@ void jit_call_near(struct jit_translation *t);
 void jit_ret(struct jit_translation *t);
 /* The block ends before `offset`, which may be the page's size. */
 void jit_go_on(struct jit_translation *t, unsigned offset);
-/* Whether the block may run in a circle through the branch that ends it. */
-bool jit_goes_back(const struct jit_insn *i, uint16_t block_offset);
+/* Whether the instruction is a direct branch inside the page, and to where; `back`: it may close a circle. */
+bool jit_branch_target(const struct jit_insn *i, unsigned *offset, bool *back);
 
 #endif
