@@ -343,8 +343,8 @@ static uint64_t string_scas_host(uint64_t value, const void *b, uint64_t element
     return elements - left;
 }
 
-/* CMPS reads two operands, either of which may fault: AMD's processors read DS:SI first, Intel's ES:DI. Bound
- * into src2 is one of these. */
+/* CMPS reads two operands, either of which may fault. AMD's read DS:SI first from Zen 5 on (family 1AH); those before,
+ * and Intel's, ES:DI. Bound into src2 is one of these. */
 enum { CMPS_DESTINATION_FIRST, CMPS_SOURCE_FIRST };
 
 static void string_cmps_linear(struct soft_vcpu *cpu, const struct insn *in, gva_t *a, gva_t *b)
@@ -559,9 +559,17 @@ STRING_BIND(lods)
 STRING_BIND(cmps)
 STRING_BIND(scas)
 
+/* Families above 0FH are told in the extended field (APM vol. 3 E.3.2). */
+static bool string_source_first(const struct soft_vcpu *cpu)
+{
+    uint32_t signature = soft_signature(cpu);
+
+    return soft_is_amd(cpu) && (signature >> 8 & 15u) + (signature >> 20 & 255u) >= 0x1a;
+}
+
 static bool string_bind_cmps_ordered(struct insn *in, const struct insn_decode *d)
 {
-    in->src2 = soft_is_amd(d->cpu) ? CMPS_SOURCE_FIRST : CMPS_DESTINATION_FIRST;
+    in->src2 = string_source_first(d->cpu) ? CMPS_SOURCE_FIRST : CMPS_DESTINATION_FIRST;
     return string_bind_cmps(in, d);
 }
 

@@ -187,11 +187,15 @@ void soft_lockstep_mark(struct insn *in, const ZydisDecodedInstruction *z,
     }
 }
 
-static bool uses_extended(const struct soft_block *block)
+static bool uses_extended(const struct soft_native *native)
 {
-    for (unsigned i = 0; i < block->count; i++) {
-        if (block->insn[i].flags & INSN_EXTENDED)
-            return true;
+    for (unsigned part = 0; part < native->part_count; part++) {
+        const struct soft_block *block = native->part[part];
+
+        for (unsigned i = 0; i < block->count; i++) {
+            if (block->insn[i].flags & INSN_EXTENDED)
+                return true;
+        }
     }
     return false;
 }
@@ -335,23 +339,38 @@ static bool outcome_same(const struct soft_lockstep *ls)
 
 /* ---- the two forms ---- */
 
-/* False: the block ended by cpu->fault, or was abandoned. */
-static __attribute__((noinline)) bool run_form(struct soft_vcpu *cpu, struct soft_block *block,
-                                               const struct soft_native *native)
+/* The translation's parts, as long as each leads to the next: all other jumps leave it. */
+static void interpret(struct soft_vcpu *cpu, const struct soft_native *native)
+{
+    gva_t page = cpu->s.rip & PAGE_MASK;
+
+    for (unsigned i = 0; i < native->part_count; i++) {
+        if (cpu->s.rip != (page | (native->part[i]->gpa & ~PAGE_MASK)))
+            return;
+        cpu->block = native->part[i];
+        soft_run_block(cpu, native->part[i]);
+        if (cpu->end_block)
+            return;
+    }
+}
+
+/* False: it ended by cpu->fault, or was abandoned. */
+static __attribute__((noinline)) bool run_form(struct soft_vcpu *cpu,
+                                               const struct soft_native *native, bool translated)
 {
     if (__builtin_setjmp(cpu->fault_jump)) {
         soft_exclusive_abandon(cpu);
         return false;
     }
-    cpu->block = block;
-    if (native)
+    cpu->block = native->part[0];
+    if (translated)
         (void)soft_jit_run(cpu, native);
     else
-        soft_run_block(cpu, block);
+        interpret(cpu, native);
     return true;
 }
 
-static void run_interpreter(struct soft_vcpu *cpu, struct soft_block *block)
+static void run_interpreter(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_lockstep *ls = cpu->lockstep;
     bool raised;
@@ -359,7 +378,7 @@ static void run_interpreter(struct soft_vcpu *cpu, struct soft_block *block)
     ls->stores = ls->bytes = ls->entries = ls->pages.count = 0;
     ls->abandoned = false;
     ls->phase = LOCKSTEP_INTERPRETER;
-    raised = !run_form(cpu, block, NULL);
+    raised = !run_form(cpu, native, false);
     ls->phase = LOCKSTEP_OFF;
     if (ls->abandoned)
         return;
@@ -368,33 +387,31 @@ static void run_interpreter(struct soft_vcpu *cpu, struct soft_block *block)
         soft_copy(ls->pages.bytes[i], ls->pages.host[i], PAGE_SIZE);
 }
 
-static void run_translation(struct soft_vcpu *cpu, struct soft_block *block,
-                            const struct soft_native *native)
+static void run_translation(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_lockstep *ls = cpu->lockstep;
     bool raised;
 
     set_write_tags(ls, true);
     ls->phase = LOCKSTEP_TRANSLATION;
-    raised = !run_form(cpu, block, native);
+    raised = !run_form(cpu, native, true);
     ls->phase = LOCKSTEP_OFF;
     set_write_tags(ls, false);
     keep(cpu, &ls->translation, raised);
 }
 
 /* True: the same came of both, and is in place; or it cannot be compared, and the start is. */
-static bool attempt(struct soft_vcpu *cpu, struct soft_block *block,
-                    const struct soft_native *native)
+static bool attempt(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_lockstep *ls = cpu->lockstep;
     uint32_t pages;
 
-    run_interpreter(cpu, block);
+    run_interpreter(cpu, native);
     put_back(cpu);
     if (ls->abandoned)
         return true;
     pages = ls->pages.count;
-    run_translation(cpu, block, native);
+    run_translation(cpu, native);
     ls->translation.astray = ls->abandoned || ls->pages.count != pages;
     ls->abandoned = false;
     ls->pages.count = pages;
@@ -402,8 +419,7 @@ static bool attempt(struct soft_vcpu *cpu, struct soft_block *block,
 }
 
 /* Nothing interrupts it: what is asked meanwhile waits. Several attempts, as memory may change under one. */
-static bool attempts(struct soft_vcpu *cpu, struct soft_block *block,
-                     const struct soft_native *native)
+static bool attempts(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_lockstep *ls = cpu->lockstep;
     uint32_t attention = atomic_exchange(&cpu->attention, 0);
@@ -411,7 +427,7 @@ static bool attempts(struct soft_vcpu *cpu, struct soft_block *block,
     bool same_came;
 
     soft_copy(ls->fault_jump, cpu->fault_jump, sizeof(ls->fault_jump));
-    while (!(same_came = attempt(cpu, block, native)) && --left > 0) {
+    while (!(same_came = attempt(cpu, native)) && --left > 0) {
         attention |= atomic_exchange(&cpu->attention, 0);
         put_back(cpu);
     }
@@ -427,11 +443,11 @@ static __attribute__((noinline)) void raise_again(struct soft_vcpu *cpu)
     __builtin_longjmp(cpu->fault_jump, 1);
 }
 
-static void differ(struct soft_vcpu *cpu, const struct soft_block *block)
+static void differ(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_lockstep *ls = cpu->lockstep;
     struct lockstep_difference d = {
-        .block = block, .start = &ls->start, .interpreter = &ls->interpreter,
+        .native = native, .start = &ls->start, .interpreter = &ls->interpreter,
         .translation = &ls->translation, .pages = &ls->pages, .extended = ls->extended};
 
     soft_fpu_park(cpu);
@@ -450,10 +466,10 @@ void soft_lockstep_run(struct soft_vcpu *cpu, struct soft_block *block,
         soft_run_block(cpu, block);
         return;
     }
-    ls->extended = uses_extended(block) || ls->compared % LOCKSTEP_EVERY == 0;
+    ls->extended = uses_extended(native) || ls->compared % LOCKSTEP_EVERY == 0;
     keep(cpu, &ls->start, false);
-    if (!attempts(cpu, block, native)) {
-        differ(cpu, block);
+    if (!attempts(cpu, native)) {
+        differ(cpu, native);
     } else if (ls->abandoned) {
         soft_run_block(cpu, block);
     } else {

@@ -1,5 +1,5 @@
 /*
- * Lock-step: every translated block is executed twice, by the interpreter and by the translation, from the same
+ * Lock-step: every translation is executed twice, by the interpreter and as translated, from the same
  * start, and all state is compared. For tests only (LODGE_SOFT=lockstep, tuning.h); one vCPU.
  *
  * The interpreter goes first, with no write translation in the TLB, so that each of its stores passes
@@ -33,7 +33,7 @@ void soft_lockstep_destroy(struct soft_lockstep *ls);
 void soft_lockstep_mark(struct insn *in, const ZydisDecodedInstruction *z,
                         const ZydisDecodedOperand *operand);
 
-/* Runs the block, whose translation is `native`, in both forms. May raise, as the block does. After a difference
+/* Runs the block and what its translation `native` goes on with, in both forms. May raise, as they do. After a difference
  * the vCPU is shut down and soft_lockstep_failed(). FPU in any state. */
 void soft_lockstep_run(struct soft_vcpu *cpu, struct soft_block *block,
                        const struct soft_native *native);

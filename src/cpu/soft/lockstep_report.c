@@ -3,6 +3,7 @@
 #include <inttypes.h>
 
 #include "base/log.h"
+#include "cpu/soft/jit/jit.h"
 
 #define REPORT_BYTES 16u /* that differ, told of each page and of the extended state */
 
@@ -51,23 +52,31 @@ static const uint8_t *code_bytes(struct mem *mem, gpa_t gpa)
     return slot ? slot->host + (gpa - slot->gpa) : NULL;
 }
 
-static void report_block(struct mem *mem, const struct lockstep_difference *d)
+static void report_part(struct mem *mem, const struct soft_block *block, uint64_t page)
 {
-    const uint8_t *bytes = code_bytes(mem, d->block->gpa);
-    uint64_t rip = d->start->s.rip;
+    const uint8_t *bytes = code_bytes(mem, block->gpa);
+    uint64_t rip = page | (block->gpa & ~PAGE_MASK);
     ZydisDisassembledInstruction text;
 
-    log_error("lock-step: the translation of a block does something else than the interpreter: rip %#" PRIx64
-              ", physical %#" PRIx64 ", mode %#x, %u instructions",
-              rip, d->block->gpa, d->block->mode, d->block->count);
-    for (unsigned i = 0; bytes && i < d->block->count; i++) {
-        unsigned length = d->block->insn[i].length;
+    for (unsigned i = 0; bytes && i < block->count; i++) {
+        unsigned length = block->insn[i].length;
 
         if (ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, rip, bytes, length, &text)))
             log_error("  %#" PRIx64 "  %s", rip, text.text);
         rip += length;
         bytes += length;
     }
+}
+
+static void report_code(struct mem *mem, const struct lockstep_difference *d)
+{
+    uint64_t rip = d->start->s.rip;
+
+    log_error("lock-step: a translation does something else than the interpreter: rip %#" PRIx64
+              ", physical %#" PRIx64 ", mode %#x",
+              rip, d->native->part[0]->gpa, d->native->part[0]->mode);
+    for (unsigned i = 0; i < d->native->part_count; i++)
+        report_part(mem, d->native->part[i], rip & PAGE_MASK);
 }
 
 /* ---- what differs ---- */
@@ -138,7 +147,7 @@ static void report_x87(const struct soft_x87 *a, const struct soft_x87 *b)
 
 void lockstep_report(struct mem *mem, const struct lockstep_difference *d)
 {
-    report_block(mem, d);
+    report_code(mem, d);
     report_end("interpreted", d->interpreter);
     report_end("translated", d->translation);
     report_fields(d);

@@ -24,7 +24,7 @@ struct lockstep_pages {
 
 /* All borrowed. The memory is as the translation left it; `pages` holds what the interpreter left. */
 struct lockstep_difference {
-    const struct soft_block *block;
+    const struct soft_native *native;
     const struct lockstep_outcome *start, *interpreter, *translation;
     const struct lockstep_pages *pages;
     bool extended;
