@@ -48,6 +48,8 @@ static void sync_revoke_own(struct soft_vcpu *cpu)
         pages[i] = cpu->revoke_page[i];
     soft_spin_unlock(&cpu->revoke_lock);
 
+    if (count > 0)
+        cpu->end_block = true; /* a window of translated code may be open to the page (jit/window.c) */
     if (count > SOFT_REVOKE_MAX) {
         soft_tlb_revoke(cpu, 0);
     } else {

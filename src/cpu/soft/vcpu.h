@@ -145,6 +145,7 @@ struct soft_vcpu {
     struct soft_vcpu *self;
     uint64_t host_rsp;          /* the host's stack while translated code runs */
     uint64_t jit_target;        /* scratch of the thunks: where to go */
+    uint64_t jit_window;        /* T2 of translated code while it calls the interpreter */
     gva_t code_page;            /* the page of RIP */
     uint16_t jit_flags;         /* arithmetic flags: OF in the low byte, LAHF's AH in the high one */
     struct soft_thread *host_thread; /* owned */

@@ -120,8 +120,8 @@ void jit_go_on(struct jit_translation *t, unsigned offset)
 
 /* ---- JMP, Jcc ---- */
 
-/* The operand of an indirect branch into `reg`; false: it cannot be addressed here. */
-static bool load_target(struct jit_translation *t, unsigned reg)
+/* The operand of an indirect branch into `reg`. */
+static void load_target(struct jit_translation *t, unsigned reg)
 {
     const ZydisDecodedOperand *op = &t->i->operand[0];
     unsigned cold;
@@ -134,11 +134,11 @@ static bool load_target(struct jit_translation *t, unsigned reg)
             asm_load(&t->a, reg, jit_gpr(gpr));
         else
             asm_mov(&t->a, reg, jit_host(gpr));
-        return true;
+        return;
     }
+    t->needs_t0 = false;
     m = jit_look_up(t, op, false, &cold);
     asm_load(&t->a, reg, m);
-    return true;
 }
 
 void jit_jmp(struct jit_translation *t)
@@ -221,6 +221,8 @@ void jit_call_near(struct jit_translation *t)
         load_rip(t, JIT_T2, target_of(t->i));
     else
         load_target(t, JIT_T2);
+    t->window.open = false;
+    t->holds_t2 = true;
     call_through_cache(t);
 }
 

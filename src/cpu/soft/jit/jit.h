@@ -38,6 +38,7 @@ enum soft_jit_thunk {
     JIT_EXIT_AT,        /* * uint16_t: offset in code_page to go on at */
     JIT_EXIT_AT_LIVE,   /* * the same */
     JIT_EXIT_TO,        /* R10: RIP to go on at */
+    JIT_EXIT_HERE,      /* s.rip says where to go on */
     JIT_EXIT_JUMP,      /* R11: the jump cache entry's offset; where it leads is not translated */
     JIT_THUNKS
 };

@@ -74,14 +74,21 @@ void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsig
     asm_lea(&t->a, reg, asm_indexed(reg, JIT_T1, 0));
 }
 
-/* Entry by the page of the first byte, tag by that of the last: crossing a page misses. */
-struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
-                                unsigned size, bool write, unsigned *cold)
+bool jit_is_simple(const ZydisDecodedOperand *op)
 {
-    struct asm_code *a = &t->a;
+    int base = insn_gpr(op->mem.base);
+
+    return base >= 0 && !jit_in_memory((unsigned)base) && op->mem.index == ZYDIS_REGISTER_NONE &&
+           !in_segment(op);
+}
+
+/* Compares the tag for `size` bytes at [host + disp]: T1 is the entry's offset. Entry by the page of the first byte, tag by
+ * that of the last: crossing a page misses. Answers the jump taken on a miss. */
+static uint32_t compare_tag(struct asm_code *a, unsigned host, int32_t disp, unsigned size,
+                            bool write)
+{
     unsigned address = host;
 
-    jit_flags_free(t);
     if (disp) {
         asm_lea(a, JIT_T0, asm_base(host, disp));
         address = JIT_T0;
@@ -95,20 +102,69 @@ struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_
     asm_alu_imm(a, true, ASM_AND, JIT_T0, -(int32_t)PAGE_SIZE);
     asm_op_mem(a, true, 0x3b, JIT_T0, /* cmp */
                asm_indexed(JIT_CTX, JIT_T1, write ? TLB_OFFSET(write) : TLB_OFFSET(read)));
-    *cold = jit_cold_call(t, asm_jcc(a, ASM_CC_NE, 0));
-    asm_load(a, JIT_T1, asm_indexed(JIT_CTX, JIT_T1, TLB_OFFSET(addend)));
+    return asm_jcc(a, ASM_CC_NE, 0);
+}
+
+static void load_addend(struct asm_code *a, unsigned reg)
+{
+    asm_load(a, reg, asm_indexed(JIT_CTX, JIT_T1, TLB_OFFSET(addend)));
+}
+
+uint32_t jit_look_up_window(struct jit_translation *t, const struct jit_window *w)
+{
+    uint32_t miss = compare_tag(&t->a, w->host, w->lo, (unsigned)(w->hi - w->lo), w->write);
+
+    load_addend(&t->a, JIT_T2);
+    return miss;
+}
+
+struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
+                                unsigned size, bool write, unsigned *cold)
+{
+    if (jit_window_serves(t, host, disp, size, write)) {
+        *cold = JIT_NO_COLD;
+        return asm_indexed(host, JIT_T2, disp);
+    }
+    jit_flags_free(t);
+    if (jit_window_open(t, host, disp, size, write)) {
+        *cold = jit_cold_call(t, jit_look_up_window(t, &t->window));
+        t->work->cold[*cold].window = t->window;
+        return asm_indexed(host, JIT_T2, disp);
+    }
+    *cold = jit_cold_call(t, compare_tag(&t->a, host, disp, size, write));
+    load_addend(&t->a, JIT_T1);
     return asm_indexed(host, JIT_T1, disp);
+}
+
+/* While a window keeps T2 the address is made again after the look-up, which leaves only T0 for it. */
+static bool address_needs_t1(const ZydisDecodedOperand *op)
+{
+    int index = insn_gpr(op->mem.index);
+
+    return in_segment(op) || (index >= 0 && jit_in_memory((unsigned)index));
+}
+
+static struct asm_mem look_up_beside_window(struct jit_translation *t,
+                                            const ZydisDecodedOperand *op, bool write,
+                                            unsigned *cold)
+{
+    jit_flags_free(t);
+    jit_address(t, op, JIT_T0);
+    *cold = jit_cold_call(t, compare_tag(&t->a, JIT_T0, 0, op->size / 8u, write));
+    load_addend(&t->a, JIT_T1);
+    jit_address(t, op, JIT_T0);
+    return asm_indexed(JIT_T0, JIT_T1, 0);
 }
 
 struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand *op, bool write,
                            unsigned *cold)
 {
-    int base = insn_gpr(op->mem.base);
-    unsigned size = op->size / 8u;
-
-    if (base >= 0 && !jit_in_memory((unsigned)base) && op->mem.index == ZYDIS_REGISTER_NONE &&
-        !in_segment(op))
-        return jit_look_up_base(t, jit_host((unsigned)base), (int32_t)op->mem.disp.value, size, write, cold);
+    if (jit_is_simple(op))
+        return jit_look_up_base(t, jit_host((unsigned)insn_gpr(op->mem.base)),
+                                (int32_t)op->mem.disp.value, op->size / 8u, write, cold);
+    if (jit_window_active(t) && !address_needs_t1(op) && !t->needs_t0)
+        return look_up_beside_window(t, op, write, cold);
+    t->window.open = false;
     jit_address(t, op, JIT_T2);
-    return jit_look_up_base(t, JIT_T2, 0, size, write, cold);
+    return jit_look_up_base(t, JIT_T2, 0, op->size / 8u, write, cold);
 }

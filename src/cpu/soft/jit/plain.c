@@ -131,8 +131,11 @@ static bool plain(struct jit_translation *t)
                               memory != NULL, {0}}};
     unsigned cold = 0;
 
-    if (!plan_registers(&plan, i, scratch, memory ? 1 : 3))
+    if (!plan_registers(&plan, i, scratch, memory ? 1 : jit_window_active(t) ? 2 : 3))
         return false;
+    t->needs_t0 = plan.loans > 0 || i->flags_read;
+    if (memory && may_trap(i))
+        jit_flags_save(t); /* for the trap; there is no register for it later */
     if (memory)
         plan.r.mem = jit_look_up(t, memory, write, &cold);
     if (i->flags_read || (may_trap(i) && t->flags == 0))
@@ -168,14 +171,14 @@ void jit_lea(struct jit_translation *t)
     const ZydisDecodedOperand *op = &i->operand[1];
     unsigned to = (unsigned)insn_gpr(i->operand[0].reg.value);
     bool lent = jit_in_memory(to);
-    struct reencode r = {(uint8_t)(lent ? JIT_T2 : jit_host(to)), REENCODE_KEEP, REENCODE_KEEP,
+    struct reencode r = {(uint8_t)(lent ? JIT_T1 : jit_host(to)), REENCODE_KEEP, REENCODE_KEEP,
                          REENCODE_KEEP, true, asm_base(JIT_T0, 0)};
 
     jit_address(t, op, JIT_T0);
     if (lent && i->operand[0].size < 32)
-        asm_load(&t->a, JIT_T2, jit_gpr(to));
+        asm_load(&t->a, JIT_T1, jit_gpr(to));
     if (!reencode(&t->a, &i->z, i->operand, i->bytes, &r))
         t->failed = true;
     if (lent)
-        asm_store(&t->a, jit_gpr(to), JIT_T2);
+        asm_store(&t->a, jit_gpr(to), JIT_T1);
 }

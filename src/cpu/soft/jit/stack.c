@@ -22,8 +22,12 @@ void jit_push(struct jit_translation *t)
     unsigned cold, memory_cold = 0;
     struct asm_mem slot;
 
-    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
+    t->needs_t0 = false;
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         asm_load(&t->a, JIT_T2, jit_look_up(t, op, false, &memory_cold));
+        t->window.open = false;
+        t->holds_t2 = true;
+    }
     slot = jit_look_up_base(t, JIT_RSP, -8, 8, true, &cold);
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         asm_store(&t->a, slot, JIT_T2);

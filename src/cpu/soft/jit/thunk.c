@@ -70,6 +70,7 @@ static void thunk_resume(struct asm_code *a)
 {
     jit_emit_flags_load(a);
     load_guest(a);
+    asm_load(a, JIT_T2, JIT_FIELD(jit_window));
     asm_jmp_mem(a, JIT_FIELD(jit_target));
 }
 
@@ -82,6 +83,7 @@ static void thunk_call(struct soft_jit *jit, struct asm_code *a, uint64_t functi
     jit_emit_flags_save(a);
     jit->thunk[JIT_CALL] = a->at;
     pop(a, JIT_T1);
+    asm_store(a, JIT_FIELD(jit_window), JIT_T2);
     store_guest(a);
     asm_load(a, GPR_RDI, JIT_FIELD(self));
     asm_mov(a, GPR_RSI, JIT_T1);
@@ -112,6 +114,7 @@ static void thunk_exit_rip(struct soft_jit *jit, struct asm_code *a)
 {
     jit->thunk[JIT_EXIT_TO] = a->at;
     asm_store(a, JIT_FIELD(s.rip), JIT_T0);
+    jit->thunk[JIT_EXIT_HERE] = a->at;
     store_guest(a);
     asm_jmp(a, jit->thunk[JIT_LEAVE]);
 

@@ -33,7 +33,8 @@ unsigned jit_cold_call(struct jit_translation *t, uint32_t site)
 
 void jit_cold_resume(struct jit_translation *t, unsigned cold)
 {
-    t->work->cold[cold].resume = t->a.at;
+    if (cold != JIT_NO_COLD)
+        t->work->cold[cold].resume = t->a.at;
 }
 
 void jit_trap_here(struct jit_translation *t, unsigned flags)
@@ -70,6 +71,7 @@ void jit_call_interpreter(struct jit_translation *t)
     emit_site(t, t->i, t->a.at + (uint32_t)sizeof(struct jit_site));
     t->flags = JIT_LIVE | JIT_SAVED;
     t->recipe.kind = JIT_RECIPE_NONE;
+    t->window.open = false;
 }
 
 void jit_poll(struct jit_translation *t)
@@ -284,6 +286,15 @@ static void emit_entries(struct jit_translation *t)
 
 /* ---- the instructions ---- */
 
+/* How things are where the instruction's cold code resumes. */
+static void finish_window(const struct jit_translation *t, struct jit_cold *cold)
+{
+    if (!cold->window.open)
+        return;
+    cold->window = t->window;
+    cold->flags_after = t->flags;
+}
+
 static void translate_one(struct jit_translation *t)
 {
     static void (*const classes[])(struct jit_translation *) = {
@@ -295,11 +306,17 @@ static void translate_one(struct jit_translation *t)
         [JIT_RET] = jit_ret,
     };
 
+    unsigned first_cold = t->cold_count;
+
     if (t->i->class == JIT_NOP)
         return;
+    t->holds_t2 = false;
     jit_flags_before(t);
     classes[t->i->class](t);
     jit_flags_after(t);
+    jit_window_after(t);
+    for (unsigned k = first_cold; k < t->cold_count; k++)
+        finish_window(t, &t->work->cold[k]);
 }
 
 static bool transfers(const struct jit_insn *i)
@@ -321,6 +338,15 @@ static void emit_body(struct jit_translation *t)
 
 /* ---- what is off the path ---- */
 
+/* The interpreter has done the access that was to open the window, and the flags are saved. */
+static void resume_with_window(struct jit_translation *t, const struct jit_cold *cold)
+{
+    asm_patch(&t->a, jit_look_up_window(t, &cold->window), t->jit->thunk[JIT_EXIT_HERE]);
+    if (cold->flags_after & JIT_LIVE)
+        jit_emit_flags_load(&t->a);
+    asm_jmp(&t->a, cold->resume);
+}
+
 static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold)
 {
     const struct jit_insn *i = &t->work->insn[cold->insn];
@@ -329,7 +355,11 @@ static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold
     asm_patch(&t->a, cold->site, t->a.at);
     if (cold->flags == 0)
         jit_emit_recipe(&t->a, &cold->recipe);
-    if (cold->kind == JIT_COLD_CALL) {
+    if (cold->kind == JIT_COLD_CALL && cold->window.open && cold->resume) {
+        call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
+        emit_site(t, i, t->a.at + (uint32_t)sizeof(struct jit_site));
+        resume_with_window(t, cold);
+    } else if (cold->kind == JIT_COLD_CALL) {
         call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
         emit_site(t, i, cold->resume);
     } else {

@@ -85,6 +85,17 @@ struct jit_recipe {
     uint16_t uses; /* bit set of host registers */
 };
 
+/* A range around a register whose addresses T2 turns into the host's (window.c). */
+struct jit_window {
+    bool open;
+    uint8_t host;   /* the register */
+    bool write;     /* may be written, too */
+    int32_t lo, hi; /* from the register's present value */
+    unsigned last;  /* the instruction that uses it last: T2 is free after it */
+};
+
+#define JIT_NO_COLD UINT32_MAX
+
 /* Code that is put after the translation's end. */
 struct jit_cold {
     enum { JIT_COLD_CALL, JIT_COLD_EXIT_AT } kind;
@@ -93,6 +104,8 @@ struct jit_cold {
     uint8_t insn;    /* the instruction */
     uint8_t flags;
     struct jit_recipe recipe; /* when flags is 0 */
+    struct jit_window window; /* open: it was to be looked up, and is looked up before resuming */
+    uint8_t flags_after;      /* where the flags are to be then */
 };
 
 #define JIT_INSNS     96u
@@ -119,6 +132,9 @@ struct jit_translation {
     unsigned cold_count, trap_count, link_count;
     uint8_t flags;            /* where they are now: JIT_LIVE, JIT_SAVED, both; 0: in the recipe */
     struct jit_recipe recipe; /* for the flags as they are now */
+    struct jit_window window;
+    bool needs_t0;            /* the current instruction, besides its operand's address */
+    bool holds_t2;            /* the current instruction: no window may be opened */
     bool failed;
 };
 
@@ -144,6 +160,8 @@ void jit_emit_flags_load(struct asm_code *a);
 /* The explicit memory operand that is accessed; NULL: none. */
 const ZydisDecodedOperand *jit_memory_operand(const struct jit_insn *i);
 bool jit_memory_supported(const struct jit_insn *i, const ZydisDecodedOperand *op);
+/* [register + displacement], the register in one of the host's. */
+bool jit_is_simple(const ZydisDecodedOperand *op);
 /* Writes the linear address of the operand into `reg`, T0 or T2; may use T1. */
 void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsigned reg);
 /* Looks the current instruction's operand up in the TLB; a miss hands the instruction to the interpreter.
@@ -153,6 +171,22 @@ struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand 
 /* The same for [host + disp], `host` one of the host's registers other than T0 and T1. */
 struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
                                 unsigned size, bool write, unsigned *cold);
+
+/* The look-up of a window into T2, flags clobbered; answers the jump taken when it fails. T0, T1. */
+uint32_t jit_look_up_window(struct jit_translation *t, const struct jit_window *window);
+
+/* ---- window.c ---- */
+
+/* Whether the window has this access, so that T2 is what to add. */
+bool jit_window_serves(const struct jit_translation *t, unsigned host, int32_t disp, unsigned size,
+                       bool write);
+/* Opens one that begins with this access of the current instruction, if it is worth it. */
+bool jit_window_open(struct jit_translation *t, unsigned host, int32_t disp, unsigned size,
+                     bool write);
+/* T2 is in use. */
+bool jit_window_active(const struct jit_translation *t);
+/* After each instruction. */
+void jit_window_after(struct jit_translation *t);
 
 /* ---- translate.c ---- */
 
