@@ -14,7 +14,7 @@
 #define LOCKSTEP_STORES  4096u
 #define LOCKSTEP_BYTES   (256u << 10)
 #define LOCKSTEP_ENTRIES 256u
-#define LOCKSTEP_TRIES   4u
+#define LOCKSTEP_TRIES   10u
 #define LOCKSTEP_EVERY   64u /* blocks without vector instructions: one in so many is compared with them */
 #define LOCKSTEP_STATE   offsetof(struct cpu_state, xsave)
 
@@ -37,6 +37,8 @@ struct soft_lockstep {
     bool failed;
     bool abandoned;           /* the block cannot be compared */
     bool extended;            /* the extended state takes part */
+    bool stops;               /* the interpreter stops at stop_at, where the translation was left */
+    gva_t stop_at;
     uint32_t stores, bytes, entries;
     uint64_t compared, repeated, devices, code_writes, too_long, alone;
     void *fault_jump[5];      /* of the run loop */
@@ -216,24 +218,38 @@ void soft_lockstep_outside(struct soft_vcpu *cpu)
         abandon(cpu, &cpu->lockstep->devices);
 }
 
-void soft_lockstep_writable(struct soft_vcpu *cpu, struct soft_tlb_entry *e, uint64_t page)
-{
-    struct soft_lockstep *ls = cpu->lockstep;
-
-    if (ls->phase == LOCKSTEP_INTERPRETER && ls->entries < LOCKSTEP_ENTRIES)
-        ls->entry[ls->entries++] = (struct lockstep_entry){e, page, e->addend};
-}
-
-static bool page_noted(struct lockstep_pages *pages, uint8_t *page)
+static bool page_known(const struct lockstep_pages *pages, const uint8_t *page)
 {
     for (uint32_t i = 0; i < pages->count; i++) {
         if (pages->host[i] == page)
             return true;
     }
+    return false;
+}
+
+static bool page_noted(struct lockstep_pages *pages, uint8_t *page)
+{
+    if (page_known(pages, page))
+        return true;
     if (pages->count == LOCKSTEP_PAGES)
         return false;
     pages->host[pages->count++] = page;
     return true;
+}
+
+/* The translation has what the interpreter stored to, also when something else was in the entry meanwhile. */
+void soft_lockstep_writable(struct soft_vcpu *cpu, struct soft_tlb_entry *e, uint64_t page)
+{
+    struct soft_lockstep *ls = cpu->lockstep;
+
+    if (ls->phase == LOCKSTEP_OFF || ls->entries == LOCKSTEP_ENTRIES)
+        return;
+    if (ls->phase == LOCKSTEP_TRANSLATION) {
+        if (!page_known(&ls->pages, (uint8_t *)(uintptr_t)(page + e->addend)))
+            return;
+        e->write = page;
+    }
+    ls->entry[ls->entries++] = (struct lockstep_entry){e, page, e->addend};
 }
 
 void soft_lockstep_store(struct soft_vcpu *cpu, uint8_t *host, unsigned len, bool direct)
@@ -339,16 +355,37 @@ static bool outcome_same(const struct soft_lockstep *ls)
 
 /* ---- the two forms ---- */
 
+/* As soft_run_block(), but no further than stop_at. */
+static void interpret_to(struct soft_vcpu *cpu, const struct soft_block *block, gva_t stop_at)
+{
+    unsigned i = 0;
+
+    cpu->end_block = false;
+    do {
+        const struct insn *in = &block->insn[i++];
+
+        cpu->next_rip = cpu->s.rip + in->length;
+        in->fn(cpu, in);
+        cpu->s.rip = cpu->next_rip;
+        if (cpu->s.rip == stop_at)
+            cpu->end_block = true;
+    } while (i < block->count && !cpu->end_block);
+}
+
 /* The translation's parts, as long as each leads to the next: all other jumps leave it. */
 static void interpret(struct soft_vcpu *cpu, const struct soft_native *native)
 {
+    const struct soft_lockstep *ls = cpu->lockstep;
     gva_t page = cpu->s.rip & PAGE_MASK;
 
     for (unsigned i = 0; i < native->part_count; i++) {
         if (cpu->s.rip != (page | (native->part[i]->gpa & ~PAGE_MASK)))
             return;
         cpu->block = native->part[i];
-        soft_run_block(cpu, native->part[i]);
+        if (ls->stops)
+            interpret_to(cpu, native->part[i], ls->stop_at);
+        else
+            soft_run_block(cpu, native->part[i]);
         if (cpu->end_block)
             return;
     }
@@ -418,7 +455,8 @@ static bool attempt(struct soft_vcpu *cpu, const struct soft_native *native)
     return !ls->translation.astray && outcome_same(ls) && pages_same(&ls->pages);
 }
 
-/* Nothing interrupts it: what is asked meanwhile waits. Several attempts, as memory may change under one. */
+/* Nothing interrupts it: what is asked meanwhile waits. Several attempts, as memory may change under one, and as
+ * translated code may be left between any two instructions: then the interpreter is to stop there, too. */
 static bool attempts(struct soft_vcpu *cpu, const struct soft_native *native)
 {
     struct soft_lockstep *ls = cpu->lockstep;
@@ -426,9 +464,12 @@ static bool attempts(struct soft_vcpu *cpu, const struct soft_native *native)
     unsigned left = LOCKSTEP_TRIES;
     bool same_came;
 
+    ls->stops = false;
     soft_copy(ls->fault_jump, cpu->fault_jump, sizeof(ls->fault_jump));
     while (!(same_came = attempt(cpu, native)) && --left > 0) {
         attention |= atomic_exchange(&cpu->attention, 0);
+        ls->stops = !ls->translation.raised && !ls->translation.astray;
+        ls->stop_at = ls->translation.s.rip;
         put_back(cpu);
     }
     soft_copy(cpu->fault_jump, ls->fault_jump, sizeof(ls->fault_jump));
