@@ -38,4 +38,6 @@ ALL_CFLAGS := -std=gnu11 $(CFLAGS_$(CONFIG)) $(WARNINGS) -fno-strict-aliasing -f
 ALL_LDFLAGS := $(LDFLAGS_$(CONFIG)) $(LDFLAGS)
 
 # The soft engine keeps the guest's vector registers in the host's (src/cpu/soft/vcpu.h).
-SOFT_CFLAGS := -mgeneral-regs-only -fno-builtin -fno-stack-protector -fno-sanitize=all $(SOFT_ONLY)
+# Fuzz targets execute nothing there, and want to know what they reach.
+SOFT_PLAIN := $(if $(filter fuzz,$(CONFIG)),-fno-sanitize=address -fno-sanitize=undefined,-fno-sanitize=all)
+SOFT_CFLAGS := -mgeneral-regs-only -fno-builtin -fno-stack-protector $(SOFT_PLAIN) $(SOFT_ONLY)

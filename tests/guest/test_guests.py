@@ -69,7 +69,14 @@ def lodge_command(engine, guest, opts, disk):
     return command
 
 
-def run_guest(engine, name, tmp_path):
+# How the soft engine is stressed (src/cpu/soft/tuning.h); on one CPU it also runs in lock-step.
+FORMS = ["runs=1", "block=1,runs=1", "slow,runs=4", "flush=50,runs=1", "code=512,runs=1", "interpret",
+         "lockstep,runs=1"]
+# Guests whose time goes into waiting or that say nothing about instructions.
+UNSTRESSED = {"hello", "poweroff", "reboot", "reset", "reset_kbc", "rtc", "uart"}
+
+
+def run_guest(engine, name, tmp_path, form=""):
     opts = settings(name)
     guest = str(BUILD / "guests" / f"{name}.elf")
     disk = None
@@ -78,7 +85,7 @@ def run_guest(engine, name, tmp_path):
         make_disk(disk, opts["disk"])
     make = qemu_command if engine == "qemu" else lambda *a: lodge_command(engine, *a)
     done = subprocess.run(make(guest, opts, disk), stdin=subprocess.DEVNULL, capture_output=True,
-                          timeout=float(opts.get("timeout", 60)))
+                          timeout=float(opts.get("timeout", 60)), env={**os.environ, "LODGE_SOFT": form})
     return opts, done.returncode, done.stdout.decode("latin-1") + done.stderr.decode("latin-1")
 
 
@@ -100,3 +107,13 @@ def test_guest(name, engine, tmp_path):
     if ENGINES[engine]:
         pytest.skip(f"engine {engine}: {ENGINES[engine]}")
     judge(*run_guest(engine, name, tmp_path))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", [name for name in GUESTS if name not in UNSTRESSED])
+def test_guest_stressed(name, form, tmp_path):
+    if "soft" not in ENGINES or ENGINES["soft"]:
+        pytest.fail(f"engine soft: {ENGINES.get('soft', 'not there')}")
+    if "lockstep" in form and settings(name).get("cpus", "1") != "1":
+        pytest.skip("lock-step is for one CPU")
+    judge(*run_guest("soft", name, tmp_path, form))

@@ -186,6 +186,33 @@ static uint8_t transfer(struct device *dev, uint32_t type, uint64_t sector, void
     return status;
 }
 
+/* A function that is hot is replaced by the device, in the middle of a page and across two. */
+static void test_code_by_device(struct device *dev)
+{
+    static const uint8_t one[] = {0xb8, 1, 0, 0, 0, 0xc3}, two[] = {0xb8, 2, 0, 0, 0, 0xc3};
+    uint8_t *pages = page_alloc(), *sector = page_alloc();
+    uint8_t *at[] = {pages + 1024, pages + 4096 - 3};
+
+    page_alloc();
+    CHECK_EQ((uint64_t)(sector - pages), 4096);
+    sector = page_alloc(); /* pages: two adjacent ones */
+    for (unsigned i = 0; i < 2; i++) {
+        uint8_t *to = at[i] - 256;
+
+        memset(sector, 0xcc, 512);
+        memcpy(sector + 256, two, sizeof(two));
+        CHECK_EQ(transfer(dev, 1, 9, sector, 512), 0);
+        for (unsigned round = 0; round < 20; round++) {
+            memcpy(at[i], one, sizeof(one));
+            for (unsigned k = 0; k < 100; k++)
+                CHECK_EQ(((uint64_t (*)(void))(uintptr_t)at[i])(), 1);
+            CHECK_EQ(transfer(dev, 0, 9, to, 512), 0);
+            CHECK_EQ(((uint64_t (*)(void))(uintptr_t)at[i])(), 2);
+            CHECK_EQ(to[0], 0xcc);
+        }
+    }
+}
+
 static void test_block(void)
 {
     struct device dev = {0};
@@ -213,6 +240,7 @@ static void test_block(void)
     CHECK_EQ(data[128], 0xd15c0000);
     CHECK_EQ(data[255], 0xd15c007f);
     CHECK_EQ(data[256], 6);
+    test_code_by_device(&dev);
     CHECK_EQ(transfer(&dev, 0, 128, data, 512), 1); /* beyond the end: IOERR */
     CHECK_EQ(transfer(&dev, 0xdead, 0, data, 512), 2); /* UNSUPP */
     dev.common->device_status = 0;

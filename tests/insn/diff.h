@@ -16,7 +16,8 @@
 #define DIFF_DATA   0x300000ull /* writable pages; the page after them is read-only, around it holes */
 #define DIFF_DATA_SIZE 0x2000u
 #define DIFF_DATA_READONLY (DIFF_DATA + DIFF_DATA_SIZE)
-#define DIFF_INSNS  16u         /* in a stream, at most */
+#define DIFF_COUNTER 0x210000ull /* a writable page: how often a stream is still to be repeated */
+#define DIFF_INSNS  24u         /* in a stream, at most */
 #define DIFF_CODE_SIZE (DIFF_INSNS * 15u + 16u)
 #define DIFF_BATCH  128u
 
@@ -29,7 +30,8 @@ enum diff_family {
 extern const char *const diff_family_names[DIFF_FAMILIES];
 
 struct diff_insn {
-    uint8_t offset, length;
+    uint16_t offset;
+    uint8_t length;
     uint8_t family;
 };
 
@@ -37,7 +39,9 @@ struct diff_insn {
 struct diff_case {
     uint64_t gpr[16];
     uint64_t rflags;
+    uint64_t fs_base, gs_base;
     uint64_t memory_seed;
+    uint32_t repeats; /* the first value of DIFF_COUNTER, at which a stream that repeats looks at its end */
     uint8_t code[DIFF_CODE_SIZE]; /* ends with INT3s */
     struct diff_insn insn[DIFF_INSNS];
     uint32_t count;

@@ -10,7 +10,22 @@ const char *const diff_family_names[DIFF_FAMILIES] = {
     [DIFF_SSE] = "sse",         [DIFF_AVX] = "avx", [DIFF_AVX512] = "avx512",
 };
 
-#define GENERATE_TRIES 400u
+#define GENERATE_TRIES 600u
+
+/* What the registers of a stream are for: addresses in the data, and small numbers to add to them. By GPR number. */
+struct generate {
+    struct diff_random *r;
+    ZydisDecoder decoder;
+    uint16_t pointers, indexes;
+};
+
+/* An instruction made, before it is put in its place. */
+struct generate_insn {
+    uint8_t bytes[16];
+    uint8_t family;
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+};
 
 uint64_t diff_random(struct diff_random *r)
 {
@@ -120,10 +135,13 @@ static int generate_family(const ZydisDecodedInstruction *z)
     return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? generate_legacy_family(z) : -1;
 }
 
+#define GENERATE_FLAT (ZYDIS_ATTRIB_HAS_SEGMENT_CS | ZYDIS_ATTRIB_HAS_SEGMENT_SS |                 \
+                       ZYDIS_ATTRIB_HAS_SEGMENT_DS | ZYDIS_ATTRIB_HAS_SEGMENT_ES)
+
 /* What would leave the stream, depend on the kernel, or differ from run to run. */
 static bool generate_denied(const ZydisDecodedInstruction *z)
 {
-    if (z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | ZYDIS_ATTRIB_HAS_SEGMENT))
+    if (z->attributes & (ZYDIS_ATTRIB_IS_PRIVILEGED | GENERATE_FLAT))
         return true;
     switch (z->meta.category) {
     case ZYDIS_CATEGORY_INTERRUPT: case ZYDIS_CATEGORY_IO: case ZYDIS_CATEGORY_IOSTRINGOP:
@@ -155,11 +173,35 @@ static bool generate_branch_good(const ZydisDecodedInstruction *z)
            !(z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
 }
 
-/* Pointers are in RBX, RBP, RSI, RDI, R13, R14 (see generate_state); R12 and RCX are small. */
-static bool generate_operand_good(const ZydisDecodedOperand *op)
-{
-    ZydisRegister base = op->mem.base, index = op->mem.index;
+/* ---- operands ---- */
 
+static bool generate_is_in(uint16_t set, ZydisRegister reg)
+{
+    return reg >= ZYDIS_REGISTER_RAX && reg <= ZYDIS_REGISTER_R15 &&
+           set >> (reg - ZYDIS_REGISTER_RAX) & 1;
+}
+
+/* Its displacement can be made to lead to the data (generate_patch_memory). */
+static bool generate_absolute(const ZydisDecodedOperand *op)
+{
+    return op->mem.base == ZYDIS_REGISTER_RIP ||
+           (op->mem.base == ZYDIS_REGISTER_NONE && op->mem.index == ZYDIS_REGISTER_NONE);
+}
+
+static bool generate_memory_good(const struct generate *g, const ZydisDecodedOperand *op)
+{
+    if (op->mem.type != ZYDIS_MEMOP_TYPE_VSIB && generate_absolute(op))
+        return op->mem.disp.has_displacement;
+    if (!generate_is_in(g->pointers, op->mem.base))
+        return false;
+    if (op->mem.disp.value < -8192 || op->mem.disp.value > 8192)
+        return false;
+    return op->mem.type == ZYDIS_MEMOP_TYPE_VSIB || op->mem.index == ZYDIS_REGISTER_NONE ||
+           generate_is_in(g->indexes, op->mem.index);
+}
+
+static bool generate_operand_good(const struct generate *g, const ZydisDecodedOperand *op)
+{
     if (op->type == ZYDIS_OPERAND_TYPE_REGISTER)
         return ZydisRegisterGetClass(op->reg.value) != ZYDIS_REGCLASS_SEGMENT ||
                op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
@@ -168,13 +210,19 @@ static bool generate_operand_good(const ZydisDecodedOperand *op)
     if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.type == ZYDIS_MEMOP_TYPE_AGEN ||
         op->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
         return true;
-    if (base != ZYDIS_REGISTER_RBX && base != ZYDIS_REGISTER_RBP && base != ZYDIS_REGISTER_RSI &&
-        base != ZYDIS_REGISTER_RDI && base != ZYDIS_REGISTER_R13 && base != ZYDIS_REGISTER_R14)
+    return generate_memory_good(g, op);
+}
+
+/* It would spoil an address that later instructions use. */
+static bool generate_spoils(const struct generate *g, const ZydisDecodedOperand *op)
+{
+    ZydisRegister reg = op->reg.value;
+
+    if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN ||
+        !(op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
         return false;
-    if (op->mem.disp.value < -8192 || op->mem.disp.value > 8192)
-        return false;
-    return op->mem.type == ZYDIS_MEMOP_TYPE_VSIB || index == ZYDIS_REGISTER_NONE ||
-           index == ZYDIS_REGISTER_R12 || index == ZYDIS_REGISTER_RCX;
+    reg = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg);
+    return generate_is_in(g->pointers | g->indexes, reg);
 }
 
 /* EVEX VPINSRD from ESP after a POP inserts a stale ESP on Zen 4: not ours to follow. */
@@ -190,6 +238,9 @@ static unsigned generate_prefix(uint8_t *b, struct diff_random *r, bool vector)
 {
     static const uint8_t prefixes[] = {0x66, 0xf2, 0xf3, 0xf0};
     unsigned n = 0;
+
+    if (generate_below(r, 12) == 0) /* FS, GS */
+        b[n++] = (uint8_t)(0x64 + generate_below(r, 2));
 
     if (generate_below(r, vector ? 3 : 2) != 0 || vector)
         if (generate_below(r, 4) != 0)
@@ -232,8 +283,26 @@ static unsigned generate_evex(uint8_t *b, struct diff_random *r)
     return 4;
 }
 
-static void generate_bytes(uint8_t *b, struct diff_random *r, unsigned family)
+/* ModRM, perhaps SIB, so that many are in the data: [reg + disp8], [reg + index * n + disp8], [rip + disp32]. */
+static void generate_address(const struct generate *g, uint8_t *modrm)
 {
+    unsigned base = generate_below(g->r, 16), form = generate_below(g->r, 16);
+
+    while (!(g->pointers >> base & 1))
+        base = generate_below(g->r, 16);
+    if (form < 6)
+        *modrm = (uint8_t)((*modrm & 0x38) | 0x40 | (base & 7));
+    else if (form == 6)
+        *modrm = (uint8_t)((*modrm & 0x38) | 0x44);
+    else if (form == 7)
+        *modrm = (uint8_t)((*modrm & 0x38) | 0x05);
+    if ((*modrm & 0xc7) == 0x44)
+        modrm[1] = (uint8_t)((modrm[1] & 0xf8) | (base & 7));
+}
+
+static void generate_bytes(const struct generate *g, uint8_t *b, unsigned family)
+{
+    struct diff_random *r = g->r;
     static const uint8_t escapes[] = {0, 0x38, 0x3a};
     unsigned n = 0, escape;
 
@@ -267,31 +336,36 @@ static void generate_bytes(uint8_t *b, struct diff_random *r, unsigned family)
         }
         break;
     }
-    if (generate_below(r, 2)) /* memory with a good base: [reg + disp8] */
-        b[n + 1] = (uint8_t)((b[n + 1] & 0x38) | 0x40 | "\3\5\6\7"[generate_below(r, 4)]);
+    generate_address(g, b + n + 1);
 }
 
-/* One instruction into b; its length, 0 when none was found. */
-static unsigned generate_insn(const ZydisDecoder *decoder, uint8_t *b, struct diff_random *r,
-                              unsigned family, ZydisDecodedInstruction *z)
+static bool generate_good(const struct generate *g, const struct generate_insn *i, unsigned family)
 {
-    ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+    const ZydisDecodedInstruction *z = &i->z;
+    bool spoil = generate_below(g->r, 8) == 0;
 
-    for (unsigned i = 0; i < GENERATE_TRIES; i++) {
-        bool good = true;
-
-        generate_bytes(b, r, family);
-        if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, b, 15, z, operand)))
-            continue;
-        if (generate_family(z) != (int)family || generate_denied(z) || !generate_branch_good(z))
-            continue;
-        for (unsigned j = 0; j < z->operand_count; j++)
-            good = good && generate_operand_good(&operand[j]) &&
-                   !(family == DIFF_AVX512 && generate_is_rsp(&operand[j]));
-        if (good)
-            return z->length;
+    if (generate_family(z) != (int)family || generate_denied(z) || !generate_branch_good(z))
+        return false;
+    for (unsigned j = 0; j < z->operand_count; j++) {
+        if (!generate_operand_good(g, &i->operand[j]) ||
+            (family == DIFF_AVX512 && generate_is_rsp(&i->operand[j])) ||
+            (!spoil && generate_spoils(g, &i->operand[j])))
+            return false;
     }
-    return 0;
+    return true;
+}
+
+/* False: none was found. */
+static bool generate_insn(const struct generate *g, struct generate_insn *i, unsigned family)
+{
+    i->family = (uint8_t)family;
+    for (unsigned k = 0; k < GENERATE_TRIES; k++) {
+        generate_bytes(g, i->bytes, family);
+        if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(&g->decoder, i->bytes, 15, &i->z, i->operand)) &&
+            generate_good(g, i, family))
+            return true;
+    }
+    return false;
 }
 
 /* ---- state ---- */
@@ -317,7 +391,7 @@ static uint64_t generate_pointer(struct diff_random *r)
 
     if (generate_below(r, 4))
         at &= ~63ull;
-    if (generate_below(r, 16) == 0) /* near an edge */
+    if (generate_below(r, 10) == 0) /* near an edge */
         at = DIFF_DATA + 0x1000 * generate_below(r, 4) - generate_below(r, 80);
     return at;
 }
@@ -362,17 +436,38 @@ static void generate_xsave(uint8_t *x, struct diff_random *r)
     memcpy(x + 512, &bv, 8);
 }
 
-static void generate_state(struct diff_case *c, struct diff_random *r)
+/* A third of the registers hold addresses, a few small numbers: each register is everything now and then, but the
+ * stack pointer and what string instructions need. */
+static void generate_roles(struct generate *g)
 {
-    static const uint8_t pointers[] = {GPR_RBX, GPR_RBP, GPR_RSI, GPR_RDI, GPR_R13, GPR_R14};
+    g->pointers = (uint16_t)(1u << GPR_RSP | 1u << GPR_RBP | 1u << GPR_RSI | 1u << GPR_RDI);
+    for (unsigned i = 0; i < 5; i++)
+        g->pointers |= (uint16_t)(1u << generate_below(g->r, 16));
+    g->pointers &= (uint16_t)~(1u << GPR_RCX);
+    g->indexes = 1u << GPR_RCX;
+    for (unsigned i = 0; i < 3; i++)
+        g->indexes |= (uint16_t)(1u << generate_below(g->r, 16));
+    g->indexes &= (uint16_t)~g->pointers;
+}
 
-    for (unsigned i = 0; i < 16; i++)
+static void generate_state(struct generate *g, struct diff_case *c)
+{
+    struct diff_random *r = g->r;
+
+    for (unsigned i = 0; i < 16; i++) {
         c->gpr[i] = generate_value(r);
-    for (unsigned i = 0; i < sizeof(pointers); i++)
-        c->gpr[pointers[i]] = generate_pointer(r);
+        if (g->pointers >> i & 1)
+            c->gpr[i] = generate_pointer(r);
+        else if (g->indexes >> i & 1 && generate_below(r, 8))
+            c->gpr[i] = generate_below(r, 128);
+    }
     c->gpr[GPR_RSP] = DIFF_DATA + 0x1000 + (diff_random(r) & 0x7f8);
-    c->gpr[GPR_RCX] = generate_below(r, 4) ? generate_below(r, 64) : c->gpr[GPR_RCX];
-    c->gpr[GPR_R12] = generate_below(r, 128);
+    if (generate_below(r, 32) == 0)
+        c->gpr[GPR_RSP] = generate_pointer(r);
+    if (generate_below(r, 6) == 0) /* shifts, repeats by nothing */
+        c->gpr[GPR_RCX] = 0;
+    c->fs_base = diff_random(r) & 0x1ff;
+    c->gs_base = diff_random(r) & 0xff8;
     c->rflags = 0x202 | (diff_random(r) & RFLAGS_ARITH);
     if (generate_below(r, 16) == 0)
         c->rflags |= RFLAGS_DF;
@@ -380,44 +475,146 @@ static void generate_state(struct diff_case *c, struct diff_random *r)
     generate_xsave(c->xsave, r);
 }
 
-/* A branch goes over the instruction after it. */
-static void generate_patch(uint8_t *branch, const ZydisDecodedInstruction *z, unsigned skip)
+/* ---- streams ---- */
+
+struct generate_stream {
+    struct generate *g;
+    struct diff_case *c;
+    unsigned at;
+    int branch_at;       /* of the last instruction, which goes over the next one; -1: none */
+    unsigned branch_imm; /* where its displacement is */
+};
+
+static void stream_bytes(struct generate_stream *s, const void *bytes, unsigned len, unsigned family)
 {
-    memset(branch + z->raw.imm[0].offset, 0, z->raw.imm[0].size / 8u);
-    branch[z->raw.imm[0].offset] = (uint8_t)skip;
+    memcpy(s->c->code + s->at, bytes, len);
+    s->c->insn[s->c->count++] = (struct diff_insn){(uint16_t)s->at, (uint8_t)len, (uint8_t)family};
+    s->at += len;
+}
+
+/* An operand that names no register is somewhere in the data. */
+static void generate_patch_memory(const struct generate_stream *s, struct generate_insn *i)
+{
+    const ZydisDecodedInstruction *z = &i->z;
+
+    for (unsigned j = 0; j < z->operand_count_visible; j++) {
+        const ZydisDecodedOperand *op = &i->operand[j];
+        uint64_t to = DIFF_DATA - 8 + generate_below(s->g->r, DIFF_DATA_SIZE + 16);
+
+        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.type != ZYDIS_MEMOP_TYPE_MEM ||
+            !generate_absolute(op))
+            continue;
+        if (op->mem.base == ZYDIS_REGISTER_RIP)
+            to -= DIFF_CODE + s->at + z->length;
+        memcpy(i->bytes + z->raw.disp.offset, &to, z->raw.disp.size / 8u);
+    }
+}
+
+/* Counts that matter, more often than chance would have them. */
+static void generate_patch_shift(const struct generate_stream *s, struct generate_insn *i)
+{
+    static const uint8_t counts[] = {0, 1, 8, 31, 32, 63, 64};
+    ZydisInstructionCategory category = i->z.meta.category;
+
+    if ((category != ZYDIS_CATEGORY_SHIFT && category != ZYDIS_CATEGORY_ROTATE) ||
+        i->z.raw.imm[0].size != 8 || generate_below(s->g->r, 2))
+        return;
+    i->bytes[i->z.raw.imm[0].offset] = counts[generate_below(s->g->r, sizeof(counts))];
+}
+
+/* A branch goes over the instruction after it, which is `skip` bytes long. */
+static void stream_patch_branch(struct generate_stream *s, unsigned skip)
+{
+    if (s->branch_at >= 0)
+        s->c->code[(unsigned)s->branch_at + s->branch_imm] = (uint8_t)skip;
+    s->branch_at = -1;
+}
+
+static void stream_insn(struct generate_stream *s, struct generate_insn *i)
+{
+    unsigned at = s->at;
+
+    generate_patch_memory(s, i);
+    generate_patch_shift(s, i);
+    stream_patch_branch(s, i->z.length);
+    if (i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
+        s->branch_at = (int)at;
+        s->branch_imm = i->z.raw.imm[0].offset;
+        memset(i->bytes + s->branch_imm, 0, i->z.raw.imm[0].size / 8u);
+    }
+    stream_bytes(s, i->bytes, i->z.length, i->family);
+}
+
+static bool touches_stack(const struct generate_insn *i)
+{
+    for (unsigned j = 0; j < i->z.operand_count; j++) {
+        const ZydisDecodedOperand *op = &i->operand[j];
+
+        if (op->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, op->reg.value) ==
+                ZYDIS_REGISTER_RSP)
+            return true;
+    }
+    return i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE;
+}
+
+/* call f; jmp end; f: an instruction; ret; end: */
+static void stream_call(struct generate_stream *s, struct generate_insn *i)
+{
+    static const uint8_t call[] = {0xe8, 2, 0, 0, 0}, ret[] = {0xc3}, ret_more[] = {0xc2, 8, 0};
+    uint8_t jump[] = {0xeb, 0};
+    bool more = generate_below(s->g->r, 4) == 0;
+
+    if (touches_stack(i) || s->c->count + 4 > DIFF_INSNS - 2)
+        return;
+    jump[1] = (uint8_t)(i->z.length + (more ? sizeof(ret_more) : sizeof(ret)));
+    stream_patch_branch(s, sizeof(call));
+    stream_bytes(s, call, sizeof(call), DIFF_INTEGER);
+    stream_bytes(s, jump, sizeof(jump), DIFF_INTEGER);
+    stream_insn(s, i);
+    stream_bytes(s, more ? ret_more : ret, more ? sizeof(ret_more) : sizeof(ret), DIFF_INTEGER);
+}
+
+/* dec dword [DIFF_COUNTER]; jnz to the beginning */
+static void stream_repeat(struct generate_stream *s)
+{
+    uint8_t dec[] = {0xff, 0x0d, 0, 0, 0, 0}, jnz[] = {0x0f, 0x85, 0, 0, 0, 0};
+    int32_t counter = (int32_t)(DIFF_COUNTER - (DIFF_CODE + s->at + sizeof(dec)));
+    int32_t start = -(int32_t)(s->at + sizeof(dec) + sizeof(jnz));
+
+    memcpy(dec + 2, &counter, sizeof(counter));
+    memcpy(jnz + 2, &start, sizeof(start));
+    stream_patch_branch(s, 0);
+    stream_bytes(s, dec, sizeof(dec), DIFF_INTEGER);
+    stream_bytes(s, jnz, sizeof(jnz), DIFF_INTEGER);
 }
 
 void diff_generate(struct diff_case *c, struct diff_random *r, unsigned families)
 {
-    unsigned at = 0, want = 4 + generate_below(r, DIFF_INSNS - 4);
-    ZydisDecodedInstruction z, branch = {0};
-    int branch_at = -1;
-    ZydisDecoder decoder;
+    struct generate g = {.r = r};
+    struct generate_stream s = {.g = &g, .c = c, .branch_at = -1};
+    unsigned want = 4 + generate_below(r, DIFF_INSNS - 7);
+    struct generate_insn insn;
 
-    ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    ZydisDecoderInit(&g.decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     memset(c->code, 0xcc, sizeof(c->code));
     c->count = 0;
-    generate_state(c, r);
+    generate_roles(&g);
+    generate_state(&g, c);
     while (c->count < want) {
-        uint8_t bytes[16];
-        unsigned family, len;
+        unsigned family;
 
         do
             family = generate_below(r, DIFF_FAMILIES);
         while (!(families & 1u << family));
-        len = generate_insn(&decoder, bytes, r, family, &z);
-        if (!len)
+        if (!generate_insn(&g, &insn, family))
             continue;
-        memcpy(c->code + at, bytes, len);
-        if (branch_at >= 0)
-            generate_patch(c->code + branch_at, &branch, len);
-        branch_at = -1;
-        if (z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
-            generate_patch(c->code + at, &z, 0);
-            branch = z;
-            branch_at = (int)at;
-        }
-        c->insn[c->count++] = (struct diff_insn){(uint8_t)at, (uint8_t)len, (uint8_t)family};
-        at += len;
+        if (generate_below(r, 24) == 0)
+            stream_call(&s, &insn);
+        else
+            stream_insn(&s, &insn);
     }
+    c->repeats = 1 + generate_below(r, 4);
+    if (generate_below(r, 3) == 0)
+        stream_repeat(&s);
 }

@@ -85,9 +85,11 @@ static void guest_tables(struct diff_guest *g)
     high_pd[0] = PTE_P | PTE_W | PTE_PS;
     pd[1] = (GUEST_TABLES + 0x3000) | PTE_P | PTE_W | PTE_U;
     pt[0] = DIFF_CODE | PTE_P | PTE_U | PTE_W;
+    pt[(DIFF_COUNTER - DIFF_CODE) >> PAGE_SHIFT] = DIFF_COUNTER | PTE_P | PTE_U | PTE_W | PTE_NX;
     for (uint64_t at = DIFF_DATA; at < DIFF_DATA_READONLY; at += PAGE_SIZE)
-        pt[(at - DIFF_CODE) >> PAGE_SHIFT] = at | PTE_P | PTE_U | PTE_W;
-    pt[(DIFF_DATA_READONLY - DIFF_CODE) >> PAGE_SHIFT] = DIFF_DATA_READONLY | PTE_P | PTE_U;
+        pt[(at - DIFF_CODE) >> PAGE_SHIFT] = at | PTE_P | PTE_U | PTE_W | PTE_NX;
+    pt[(DIFF_DATA_READONLY - DIFF_CODE) >> PAGE_SHIFT] =
+        DIFF_DATA_READONLY | PTE_P | PTE_U | PTE_NX;
 }
 
 static void guest_descriptors(struct diff_guest *g)
@@ -200,6 +202,9 @@ void diff_guest_run(struct diff_guest *g, const struct diff_case *c, struct diff
     memcpy(s->xsave, c->xsave, sizeof(s->xsave));
     s->rip = DIFF_CODE;
     s->rflags = c->rflags;
+    s->seg[SEG_FS].base = c->fs_base;
+    s->seg[SEG_GS].base = c->gs_base;
+    memcpy(g->ram + DIFF_COUNTER, &c->repeats, sizeof(c->repeats));
     diff_memory_fill(g->ram + DIFF_DATA, DIFF_DATA_SIZE, c->memory_seed);
     memset(page, 0xcc, sizeof(page));
     memcpy(page, c->code, sizeof(c->code));

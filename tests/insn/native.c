@@ -1,3 +1,4 @@
+#include <asm/prctl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
@@ -5,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -16,6 +18,9 @@
 #define NATIVE_TIMEOUT_MS 20000
 #define NATIVE_FLAGS 0x202u
 
+/* Runs without the C library's FS base: the stack protector's value is there. */
+#define NATIVE_BARE __attribute__((no_stack_protector))
+
 struct diff_native {
     struct diff_shared *shared;
     pid_t pid;
@@ -24,6 +29,7 @@ struct diff_native {
 
 /* The child's, read by its signal handler and by the assembly below. */
 uint64_t native_rsp;
+static uint64_t native_fs; /* the C library's; not in place while a stream runs */
 static struct diff_outcome *native_outcome;
 /* `xsave` apart, so that its offset need not be known to the assembly. */
 void native_enter(const struct diff_case *c, const uint8_t *xsave);
@@ -56,7 +62,18 @@ __asm__(".text\n"
         "native_mxcsr: .long 0x1f80\n"
         ".text\n");
 
-static void native_signal(int sig, siginfo_t *info, void *context)
+/* Before anything that may look at thread-local data. */
+static inline void native_set_base(int which, uint64_t base)
+{
+    long ret;
+
+    __asm__ volatile("syscall"
+                     : "=a"(ret)
+                     : "0"((long)SYS_arch_prctl), "D"((long)which), "S"(base)
+                     : "rcx", "r11", "memory");
+}
+
+static NATIVE_BARE void native_signal(int sig, siginfo_t *info, void *context)
 {
     static const uint8_t order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
                                       REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
@@ -65,6 +82,7 @@ static void native_signal(int sig, siginfo_t *info, void *context)
     greg_t *regs = uc->uc_mcontext.gregs;
     struct diff_outcome *out = native_outcome;
 
+    native_set_base(ARCH_SET_FS, native_fs);
     (void)info;
     (void)sig;
     for (unsigned i = 0; i < 16; i++)
@@ -101,19 +119,24 @@ static void native_prepare(void)
     for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
         BUG_ON(sigaction(signals[i], &action, NULL) < 0);
     native_map(DIFF_CODE, 4096, PROT_READ | PROT_WRITE | PROT_EXEC);
+    native_map(DIFF_COUNTER, 4096, PROT_READ | PROT_WRITE);
+    BUG_ON(syscall(SYS_arch_prctl, ARCH_GET_FS, &native_fs) < 0);
     native_map(DIFF_DATA, DIFF_DATA_SIZE + 4096, PROT_READ | PROT_WRITE);
     diff_memory_fill((uint8_t *)(uintptr_t)DIFF_DATA_READONLY, 4096, 1);
     BUG_ON(mprotect((void *)(uintptr_t)DIFF_DATA_READONLY, 4096, PROT_READ) < 0);
 }
 
-static void native_one(const struct diff_case *c, struct diff_outcome *out)
+static NATIVE_BARE void native_one(const struct diff_case *c, struct diff_outcome *out)
 {
     uint8_t *data = (uint8_t *)(uintptr_t)DIFF_DATA;
 
     diff_memory_fill(data, DIFF_DATA_SIZE, c->memory_seed);
     memset((void *)(uintptr_t)DIFF_CODE, 0xcc, 4096);
     memcpy((void *)(uintptr_t)DIFF_CODE, c->code, sizeof(c->code));
+    *(uint32_t *)(uintptr_t)DIFF_COUNTER = c->repeats;
     native_outcome = out;
+    native_set_base(ARCH_SET_GS, c->gs_base);
+    native_set_base(ARCH_SET_FS, c->fs_base);
     native_enter(c, c->xsave);
     memcpy(out->data, data, DIFF_DATA_SIZE);
 }

@@ -1,4 +1,6 @@
 """Unmodified Debian kernels boot to user space and power off."""
+import os
+
 import pytest
 
 from conftest import lodge
@@ -25,6 +27,25 @@ def test_boot(kernels, initramfs, engines, name, image, cpus):
     run = lodge("run", "--engine", "soft", "--cpus", cpus, "--memory", "512M", "--net", "none",
                 "--kernel", kernels[name] / image, "--initrd", initrd,
                 "--append", "console=ttyS0 quiet panic=-1", "--no-reboot", timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "LODGE-TEST-END" in run.stdout, run.stdout + run.stderr
+    assert f"CPUS {cpus}" in run.stdout, run.stdout
+    assert "COMPLAINT" not in run.stdout, run.stdout
+
+
+# Forms of the soft engine (src/cpu/soft/tuning.h): all of them pass over most of the kernel's code.
+FORMS = [("runs=1", 2), ("block=1,runs=1", 1), ("slow,runs=4", 1), ("flush=50,runs=1", 2), ("code=512,runs=1", 2),
+         ("lockstep,runs=1", 1)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("form,cpus", FORMS, ids=[form for form, _ in FORMS])
+def test_boot_stressed(kernels, initramfs, form, cpus):
+    initrd = initramfs.build(SCRIPT)
+    run = lodge("run", "--engine", "soft", "--cpus", cpus, "--memory", "512M", "--net", "none",
+                "--kernel", kernels["cloud"] / "vmlinux", "--initrd", initrd,
+                "--append", "console=ttyS0 quiet panic=-1", "--no-reboot", timeout=600,
+                env={**os.environ, "LODGE_SOFT": form})
     assert run.returncode == 0, run.stdout + run.stderr
     assert "LODGE-TEST-END" in run.stdout, run.stdout + run.stderr
     assert f"CPUS {cpus}" in run.stdout, run.stdout

@@ -413,10 +413,10 @@ static unsigned decode_run(struct soft_vcpu *cpu, const uint8_t *bytes, unsigned
         soft_spin_lock(&cpu->cache->decode_lock);
         whole = soft_decode(cpu, cpu->mode, bytes + at, rest, &insn[count]);
         soft_spin_unlock(&cpu->cache->decode_lock);
-        if (!whole)
+        if (!whole || (count > 0 && insn[count].flags & INSN_ALONE))
             break;
         at += insn[count].length;
-        if (insn[count++].flags & INSN_ENDS_BLOCK)
+        if (insn[count++].flags & (INSN_ENDS_BLOCK | INSN_ALONE))
             break;
     }
     *used = (uint16_t)at;
@@ -578,12 +578,15 @@ static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *bl
 }
 
 /* What a jump cache entry leads translated code to. */
-static const void *jump_code(const struct soft_jit *jit, const struct soft_block *block)
+static const void *jump_code(const struct soft_vcpu *cpu, const struct soft_block *block)
 {
+    const struct soft_jit *jit = cpu->cache->jit;
     const struct soft_native *native;
 
     if (!jit)
         return NULL;
+    if (cpu->lockstep)
+        return soft_jit_address(jit, jit->thunk[JIT_EXIT_JUMP]);
     native = atomic_load_explicit(&block->native, memory_order_acquire);
     return soft_jit_address(jit, native ? native->entry_saved : jit->thunk[JIT_EXIT_JUMP]);
 }
@@ -594,7 +597,7 @@ static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *bl
     unsigned hash = soft_mmu_hash(linear, PAGE_SHIFT);
 
     *jump = (struct soft_jump){.rip = linear,
-                               .code = jump_code(cpu->cache->jit, block),
+                               .code = jump_code(cpu, block),
                                .block = block,
                                .global = global};
     soft_context_note_jump(cpu->context, jump);
@@ -626,7 +629,7 @@ void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_bl
     struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
 
     if (jump->rip == linear && jump->block == block)
-        jump->code = jump_code(cpu->cache->jit, block);
+        jump->code = jump_code(cpu, block);
 }
 
 static bool parts_valid(const struct soft_native *native)

@@ -29,6 +29,17 @@ bool soft_is_amd(const struct soft_vcpu *cpu)
     return ebx == 0x68747541 || ebx == 0x6f677948; /* AuthenticAMD, HygonGenuine */
 }
 
+uint32_t soft_signature(const struct soft_vcpu *cpu)
+{
+    const struct cpu_model *model = cpu->base.vm->model;
+
+    for (unsigned i = 0; i < model->count; i++) {
+        if (model->entries[i].leaf == 1)
+            return model->entries[i].regs.eax;
+    }
+    return 0;
+}
+
 static uint64_t control_phys_mask(const struct soft_vcpu *cpu)
 {
     return (1ull << cpu->base.vm->model->phys_bits) - 1;

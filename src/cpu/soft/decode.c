@@ -1,5 +1,6 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/insn.h"
+#include "cpu/soft/lockstep.h"
 #include "cpu/soft/vm.h"
 
 /* insn_ea() indexes s.gpr with INSN_REG_RIP. */
@@ -276,6 +277,8 @@ bool soft_decode(struct soft_vcpu *cpu, uint32_t mode, const uint8_t *bytes, uns
     decode_clear(out);
     if (ZYAN_SUCCESS(status)) {
         decode_common(out, &d);
+        if (unlikely(cpu->soft_vm->tuning.lockstep))
+            soft_lockstep_mark(out, &z, operand);
         if (decode_bind(out, &d) && out->fn)
             return true;
     }

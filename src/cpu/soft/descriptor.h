@@ -187,6 +187,7 @@ bool soft_vme_redirected(struct soft_vcpu *cpu, unsigned vector); /* to the 8086
 int soft_efer_write(struct soft_vcpu *cpu, uint64_t value);
 bool soft_has_feature(const struct soft_vcpu *cpu, uint32_t leaf, char reg, unsigned bit);
 bool soft_is_amd(const struct soft_vcpu *cpu);
+uint32_t soft_signature(const struct soft_vcpu *cpu); /* CPUID leaf 1 EAX */
 
 /* debug.c */
 uint64_t soft_dr_read(struct soft_vcpu *cpu, unsigned dr);

@@ -130,6 +130,16 @@ static void masked_evex(struct soft_vcpu *cpu, const struct insn *in)
     masked_access(cpu, in, 0, masked_elements(&shape, masked_k(shape.k)), &shape);
 }
 
+/* A store that checks its whole operand but writes only what its mask says. */
+static void masked_evex_checked(struct soft_vcpu *cpu, const struct insn *in)
+{
+    struct masked_shape shape = masked_unpack(in->imm);
+    unsigned bytes = (unsigned)shape.count * shape.element;
+
+    soft_probe_write(cpu, in->seg, soft_operand(cpu, in, bytes, SOFT_WRITE), bytes);
+    masked_evex(cpu, in);
+}
+
 static void masked_maskmov(struct soft_vcpu *cpu, const struct insn *in)
 {
     struct masked_shape shape = masked_unpack(in->imm);
@@ -253,6 +263,12 @@ bool vector_bind_masked(struct insn *in, const struct insn_decode *d)
         return false;
     if (memory->size / 8u > VECTOR_BYTES_MAX || !shape.element || !shape.lanes)
         return false;
+    if (masked_no_suppression(d) && shape.write && shape.k != 0) {
+        in->imm = masked_pack(&shape);
+        in->src = masked_alignment(d, memory->size / 8u);
+        in->src2 = 0;
+        return vector_bind_stub(in, d, &stub, masked_evex_checked);
+    }
     if (masked_no_suppression(d)) {
         shape.count = shape.lanes = 1;
         shape.kind = MASKED_PLAIN;

@@ -7,6 +7,7 @@
  */
 #include "core/bus.h"
 #include "core/machine.h"
+#include "cpu/soft/descriptor.h"
 #include "cpu/soft/exec_integer.h"
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/system.h"
@@ -342,33 +343,73 @@ static uint64_t string_scas_host(uint64_t value, const void *b, uint64_t element
     return elements - left;
 }
 
+/* CMPS reads two operands, either of which may fault. AMD's read DS:SI first from Zen 5 on (family 1AH); those before,
+ * and Intel's, ES:DI. Bound into src2 is one of these. */
+enum { CMPS_DESTINATION_FIRST, CMPS_SOURCE_FIRST };
+
+static void string_cmps_linear(struct soft_vcpu *cpu, const struct insn *in, gva_t *a, gva_t *b)
+{
+    uint64_t si = string_reg(cpu, in, GPR_RSI), di = string_reg(cpu, in, GPR_RDI);
+
+    if (in->src2 == CMPS_SOURCE_FIRST) {
+        *a = string_linear(cpu, in, in->seg, si, SOFT_READ);
+        *b = string_linear(cpu, in, SEG_ES, di, SOFT_READ);
+    } else {
+        *b = string_linear(cpu, in, SEG_ES, di, SOFT_READ);
+        *a = string_linear(cpu, in, in->seg, si, SOFT_READ);
+    }
+}
+
+/* False: not both in memory. */
+static bool string_cmps_pointers(struct soft_vcpu *cpu, const struct insn *in, gva_t a, gva_t b,
+                                 unsigned bytes, const void **one, const void **other)
+{
+    if (in->src2 == CMPS_SOURCE_FIRST) {
+        *one = soft_pointer(cpu, in->seg, a, bytes, SOFT_READ);
+        *other = *one ? soft_pointer(cpu, SEG_ES, b, bytes, SOFT_READ) : NULL;
+    } else {
+        *other = soft_pointer(cpu, SEG_ES, b, bytes, SOFT_READ);
+        *one = *other ? soft_pointer(cpu, in->seg, a, bytes, SOFT_READ) : NULL;
+    }
+    return *one && *other;
+}
+
+static uint32_t string_cmps_one(struct soft_vcpu *cpu, const struct insn *in, gva_t a, gva_t b)
+{
+    uint64_t first, second;
+
+    if (in->src2 == CMPS_SOURCE_FIRST) {
+        first = soft_load(cpu, in->seg, a, in->opsize);
+        second = soft_load(cpu, SEG_ES, b, in->opsize);
+    } else {
+        second = soft_load(cpu, SEG_ES, b, in->opsize);
+        first = soft_load(cpu, in->seg, a, in->opsize);
+    }
+    return string_compare(first, second, in->opsize);
+}
+
 static uint64_t string_cmps(struct soft_vcpu *cpu, const struct insn *in, uint64_t elements,
                             bool *stop)
 {
-    uint64_t si = string_reg(cpu, in, GPR_RSI), di = string_reg(cpu, in, GPR_RDI);
-    uint64_t step = string_step(cpu, in), asked = elements, first, second;
-    /* The hardware's order: ES:DI faults first. */
-    gva_t b = string_linear(cpu, in, SEG_ES, di, SOFT_READ);
-    gva_t a = string_linear(cpu, in, in->seg, si, SOFT_READ);
-    const void *one = NULL, *other = NULL;
+    uint64_t step = string_step(cpu, in), asked = elements;
+    const void *one, *other;
+    gva_t a, b;
     uint32_t ax;
 
+    string_cmps_linear(cpu, in, &a, &b);
     if (elements > 1 && step == in->opsize) {
-        string_clip(cpu, in, in->seg, si, a, &elements);
-        string_clip(cpu, in, SEG_ES, di, b, &elements);
-        if (elements > 1)
-            other = soft_pointer(cpu, SEG_ES, b, (unsigned)elements * in->opsize, SOFT_READ);
-        if (other)
-            one = soft_pointer(cpu, in->seg, a, (unsigned)elements * in->opsize, SOFT_READ);
+        string_clip(cpu, in, in->seg, string_reg(cpu, in, GPR_RSI), a, &elements);
+        string_clip(cpu, in, SEG_ES, string_reg(cpu, in, GPR_RDI), b, &elements);
+    } else {
+        elements = 1;
     }
-    if (one) {
+    if (elements > 1 && string_cmps_pointers(cpu, in, a, b, (unsigned)elements * in->opsize, &one,
+                                             &other)) {
         elements = string_cmps_host(one, other, elements, in->opsize,
                                     (in->flags & INSN_REP) != 0, &ax);
     } else {
         elements = 1;
-        second = soft_load(cpu, SEG_ES, b, in->opsize);
-        first = soft_load(cpu, in->seg, a, in->opsize);
-        ax = string_compare(first, second, in->opsize);
+        ax = string_cmps_one(cpu, in, a, b);
     }
     string_advance(cpu, in, GPR_RSI, step * elements);
     string_advance(cpu, in, GPR_RDI, step * elements);
@@ -518,6 +559,20 @@ STRING_BIND(lods)
 STRING_BIND(cmps)
 STRING_BIND(scas)
 
+/* Families above 0FH are told in the extended field (APM vol. 3 E.3.2). */
+static bool string_source_first(const struct soft_vcpu *cpu)
+{
+    uint32_t signature = soft_signature(cpu);
+
+    return soft_is_amd(cpu) && (signature >> 8 & 15u) + (signature >> 20 & 255u) >= 0x1a;
+}
+
+static bool string_bind_cmps_ordered(struct insn *in, const struct insn_decode *d)
+{
+    in->src2 = string_source_first(d->cpu) ? CMPS_SOURCE_FIRST : CMPS_DESTINATION_FIRST;
+    return string_bind_cmps(in, d);
+}
+
 /* Ports are at most 32 bits wide; what a device does may concern the block that follows. */
 static bool string_bind_port(struct insn *in, insn_fn *fn)
 {
@@ -558,8 +613,8 @@ static const struct insn_binding string_bindings[] = {
     {ZYDIS_MNEMONIC_STOSD, string_bind_stos}, {ZYDIS_MNEMONIC_STOSQ, string_bind_stos},
     {ZYDIS_MNEMONIC_LODSB, string_bind_lods}, {ZYDIS_MNEMONIC_LODSW, string_bind_lods},
     {ZYDIS_MNEMONIC_LODSD, string_bind_lods}, {ZYDIS_MNEMONIC_LODSQ, string_bind_lods},
-    {ZYDIS_MNEMONIC_CMPSB, string_bind_cmps}, {ZYDIS_MNEMONIC_CMPSW, string_bind_cmps},
-    {ZYDIS_MNEMONIC_CMPSD, string_bind_cmps}, {ZYDIS_MNEMONIC_CMPSQ, string_bind_cmps},
+    {ZYDIS_MNEMONIC_CMPSB, string_bind_cmps_ordered}, {ZYDIS_MNEMONIC_CMPSW, string_bind_cmps_ordered},
+    {ZYDIS_MNEMONIC_CMPSD, string_bind_cmps_ordered}, {ZYDIS_MNEMONIC_CMPSQ, string_bind_cmps_ordered},
     {ZYDIS_MNEMONIC_SCASB, string_bind_scas}, {ZYDIS_MNEMONIC_SCASW, string_bind_scas},
     {ZYDIS_MNEMONIC_SCASD, string_bind_scas}, {ZYDIS_MNEMONIC_SCASQ, string_bind_scas},
     {ZYDIS_MNEMONIC_INSB, string_bind_ins},   {ZYDIS_MNEMONIC_INSW, string_bind_ins},

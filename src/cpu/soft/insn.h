@@ -29,6 +29,8 @@ typedef void insn_fn(struct soft_vcpu *cpu, const struct insn *in);
 #define INSN_REP        0x08u /* F3 */
 #define INSN_REPNE      0x10u /* F2 */
 #define INSN_FS_GS      0x20u /* segment base is added even in 64-bit mode */
+#define INSN_ALONE      0x40u /* in lock-step only: a block of its own, not to be executed twice */
+#define INSN_EXTENDED   0x80u /* in lock-step only: may touch x87 or vector state */
 
 struct insn {
     insn_fn *fn;

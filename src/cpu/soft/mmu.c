@@ -3,6 +3,7 @@
 
 #include "cpu/soft/block.h"
 #include "cpu/soft/fpu.h"
+#include "cpu/soft/lockstep.h"
 #include "cpu/soft/system.h"
 
 /* One piece of an access, inside one page. */
@@ -120,6 +121,8 @@ static bool apic_takes(struct soft_vcpu *cpu, gpa_t gpa)
 
 static uint64_t io_read(struct soft_vcpu *cpu, gpa_t gpa, unsigned size)
 {
+    if (unlikely(cpu->lockstep != NULL))
+        soft_lockstep_outside(cpu);
     soft_fpu_park(cpu);
     cpu->stat_exits++;
     if (apic_takes(cpu, gpa))
@@ -129,6 +132,8 @@ static uint64_t io_read(struct soft_vcpu *cpu, gpa_t gpa, unsigned size)
 
 static void io_write(struct soft_vcpu *cpu, gpa_t gpa, unsigned size, uint64_t value)
 {
+    if (unlikely(cpu->lockstep != NULL))
+        soft_lockstep_outside(cpu);
     soft_fpu_park(cpu);
     cpu->stat_exits++;
     if (apic_takes(cpu, gpa)) {
@@ -170,6 +175,8 @@ static void place_write(struct soft_vcpu *cpu, const struct place *p, const uint
     if (p->host) {
         if (p->slot->readonly)
             return;
+        if (unlikely(cpu->lockstep != NULL))
+            soft_lockstep_store(cpu, p->host, len, p->direct);
         if (!p->direct)
             soft_code_store(cpu, p->slot, p->gpa, buf, len);
         else if (len == 8)
@@ -329,6 +336,8 @@ void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
     if (!p.host || (access == SOFT_WRITE && p.slot->readonly))
         return NULL;
     soft_debug_note(cpu, gva, len, access == SOFT_WRITE);
+    if (access == SOFT_WRITE && unlikely(cpu->lockstep != NULL))
+        soft_lockstep_store(cpu, p.host, len, p.direct);
     if (access == SOFT_WRITE && !p.direct)
         soft_code_open(cpu, p.slot, p.gpa, len);
     return p.host;

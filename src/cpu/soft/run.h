@@ -2,6 +2,7 @@
 #ifndef CPU_SOFT_RUN_H
 #define CPU_SOFT_RUN_H
 
+#include "cpu/soft/block.h"
 #include "cpu/soft/vcpu.h"
 
 /* On the vCPU's thread, until it must be looked at. */
@@ -9,6 +10,9 @@ enum vcpu_exit soft_run(struct soft_vcpu *cpu);
 
 /* Nothing but 64-bit guest code is to be executed next: no request, event, single step or breakpoint. */
 bool soft_undisturbed(const struct soft_vcpu *cpu);
+
+/* Interprets a block: to its end, or until end_block. May raise. */
+void soft_run_block(struct soft_vcpu *cpu, const struct soft_block *block);
 
 /* Instruction breakpoints at linear: raises #DB (SDM vol. 3B 17.3.1.1). */
 void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear);

@@ -14,6 +14,7 @@
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/jit/jit.h"
 #include "cpu/soft/jit/translate.h"
+#include "cpu/soft/lockstep.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/run.h"
 #include "cpu/soft/system.h"
@@ -147,6 +148,10 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
         return error_set(err, -EINVAL, "LODGE_SOFT has a word that the soft engine does not know "
                                        "(docs/soft-engine.md lists them)");
     }
+    if (vm->tuning.lockstep && cpus != 1) {
+        free(vm);
+        return error_set(err, -EINVAL, "LODGE_SOFT=lockstep is for one CPU");
+    }
     ret = soft_vm_make(vm, machine->mem);
     if (ret < 0) {
         soft_vm_release(vm);
@@ -182,6 +187,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
     free(cpu->host_thread);
     free(cpu->scratch);
     free(cpu->jit_work);
+    soft_lockstep_destroy(cpu->lockstep);
     munmap(cpu, SOFT_VCPU_MAPPED + PAGE_SIZE);
 }
 
@@ -248,6 +254,10 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
         soft_vcpu_destroy(&cpu->base);
         return error_set(err, -ENOMEM, "out of memory for a CPU");
     }
+    if (vm->tuning.lockstep && soft_lockstep_create(&cpu->lockstep) < 0) {
+        soft_vcpu_destroy(&cpu->base);
+        return error_set(err, -ENOMEM, "out of memory for a CPU");
+    }
     cpu->soft_vm = vm;
     cpu_state_reset(&cpu->s, index == 0);
     if (index != 0)
@@ -278,6 +288,10 @@ static enum vcpu_exit soft_vcpu_run(struct vcpu *vcpu, struct error *err)
     soft_thread_leave(cpu->host_thread);
     soft_fpu_park(cpu);
     soft_sync_leave(cpu);
+    if (soft_lockstep_failed(cpu)) {
+        error_set(err, -EILSEQ, "lock-step found a difference on CPU %u, as reported", vcpu->index);
+        return VCPU_EXIT_ERROR;
+    }
     return exit;
 }
 

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "cpu/soft/block.h"
+#include "cpu/soft/lockstep.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/system.h"
 #include "cpu/soft/vm.h"
@@ -237,7 +238,9 @@ bool soft_tlb_fill(struct soft_vcpu *cpu, unsigned index, gva_t gva, enum soft_a
     }
     e->global = walk->global;
     soft_context_note_tlb(context, e);
-    if (may_write) {
+    if (may_write && unlikely(cpu->lockstep != NULL)) {
+        soft_lockstep_writable(cpu, e, page);
+    } else if (may_write) {
         e->write = page;
         note_write(cpu->mmu, page + addend, page);
     }

@@ -31,6 +31,10 @@ static int one_word(const char *word, struct soft_tuning *t)
         t->slow = true;
         return 0;
     }
+    if (strcmp(word, "lockstep") == 0) {
+        t->lockstep = true;
+        return 0;
+    }
     if (strncmp(word, "runs=", 5) == 0)
         return number(word + 5, 1, 60000, &t->runs);
     if (strncmp(word, "block=", 6) == 0)

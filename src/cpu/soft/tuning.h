@@ -6,6 +6,7 @@
  *   block=N      at most N instructions in a block (default and most 64)
  *   code=SIZE    the code buffer's size in KiB (default 32768, least 256)
  *   flush=N      the code buffer counts as full after each N translations
+ *   lockstep     every translated block is also interpreted, and all state compared (lockstep.h); one vCPU
  *   slow         no translation of an address is remembered: every access to memory takes the slow path
  *
  * Unknown words are an error, as a test that asks for something must get it.
@@ -19,7 +20,7 @@
 #include "base/compiler.h"
 
 struct soft_tuning {
-    bool interpret, slow;
+    bool interpret, slow, lockstep;
     uint32_t runs;
     uint32_t block_insns;
     uint32_t code_size; /* bytes */

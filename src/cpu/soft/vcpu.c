@@ -13,6 +13,7 @@
 #include "cpu/soft/block.h"
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/jit/jit.h"
+#include "cpu/soft/lockstep.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/run.h"
 #include "cpu/soft/system.h"
@@ -392,7 +393,7 @@ static bool beyond_limit(const struct soft_vcpu *cpu, const struct soft_block *b
            cpu->s.rip + block->bytes - 1 > cpu->s.seg[SEG_CS].limit;
 }
 
-static void run_block(struct soft_vcpu *cpu, const struct soft_block *block)
+void soft_run_block(struct soft_vcpu *cpu, const struct soft_block *block)
 {
     const struct insn *in = block->insn, *end = in + block->count;
     uint64_t rip = cpu->s.rip;
@@ -430,7 +431,11 @@ static struct jit_link *execute(struct soft_vcpu *cpu, struct soft_block *block,
     native = atomic_load_explicit(&block->native, memory_order_acquire);
     if (!native) {
         cpu->block = block;
-        run_block(cpu, block);
+        soft_run_block(cpu, block);
+        return NULL;
+    }
+    if (unlikely(cpu->lockstep != NULL)) {
+        soft_lockstep_run(cpu, block, native);
         return NULL;
     }
     if (link)

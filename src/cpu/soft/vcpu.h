@@ -30,6 +30,7 @@ struct soft_cache; /* block.h: decoded blocks, one per VM */
 struct soft_block;
 struct soft_code;  /* code.h: native code */
 struct jit_work;   /* jit/translate.h */
+struct soft_lockstep; /* lockstep.h */
 
 /* The last x87 instruction that is not a control instruction: where the host recorded a stub's
  * address, FNSTENV and FXSAVE tell this (soft_fpu_pointers). */
@@ -118,6 +119,7 @@ struct soft_vcpu {
     struct soft_event fault;    /* being raised; valid when the run loop is re-entered */
     void *fault_jump[5];        /* __builtin_setjmp buffer of the run loop */
 
+    struct soft_lockstep *lockstep; /* owned; NULL: off */
     struct soft_mmu *mmu;       /* owned */
     struct soft_cache *cache;   /* shared, owned by the VM */
     struct soft_code *code;     /* shared, owned by the VM; cache's decode lock */

@@ -49,7 +49,7 @@ static const void *elsewhere(struct soft_vcpu *cpu)
     const struct soft_jump *jump = soft_jump_slot(cpu->context, cpu->s.rip);
     const struct soft_native *native;
 
-    if (jump->rip != cpu->s.rip || !soft_undisturbed(cpu))
+    if (jump->rip != cpu->s.rip || !soft_undisturbed(cpu) || cpu->lockstep)
         return NULL;
     native = atomic_load_explicit(&jump->block->native, memory_order_acquire);
     if (!native || !atomic_load_explicit(&jump->block->valid, memory_order_relaxed))

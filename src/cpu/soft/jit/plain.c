@@ -43,6 +43,14 @@ static struct loan *borrow(struct plan *plan, unsigned guest, const uint8_t *scr
     return &plan->loan[plan->loans++];
 }
 
+/* A source of zero leaves the destination as it is, on AMD's processors by definition. LZCNT and TZCNT are the same
+ * where the host lacks them. */
+static bool may_not_write(const struct jit_insn *i)
+{
+    return i->z.mnemonic == ZYDIS_MNEMONIC_BSF || i->z.mnemonic == ZYDIS_MNEMONIC_BSR ||
+           i->z.mnemonic == ZYDIS_MNEMONIC_LZCNT || i->z.mnemonic == ZYDIS_MNEMONIC_TZCNT;
+}
+
 /* False: more registers than can be lent. */
 static bool plan_registers(struct plan *plan, const struct jit_insn *i, const uint8_t *scratch,
                            unsigned scratches)
@@ -65,7 +73,7 @@ static bool plan_registers(struct plan *plan, const struct jit_insn *i, const ui
             return false;
         *field = loan->host;
         loan->load |= op->actions & ZYDIS_OPERAND_ACTION_MASK_READ || op->size < 32 ||
-                      op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE;
+                      op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE || may_not_write(i);
         loan->store |= op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
     }
     return true;

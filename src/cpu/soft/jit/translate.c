@@ -149,7 +149,9 @@ static struct soft_block *block_at(const struct jit_translation *t, unsigned off
     if (offset >= PAGE_SIZE)
         return NULL;
     block = soft_block_peek(t->cpu, (head->gpa & PAGE_MASK) | offset, head->mode);
-    return block && block->gpa2 == SOFT_BLOCK_ONE_PAGE && !has_part(t->native, block) ? block : NULL;
+    if (!block || block->gpa2 != SOFT_BLOCK_ONE_PAGE || block->insn[0].flags & INSN_ALONE)
+        return NULL;
+    return has_part(t->native, block) ? NULL : block;
 }
 
 /* After a conditional jump: the way that was gone more often, the next instruction in doubt. */
