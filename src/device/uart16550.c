@@ -7,6 +7,8 @@
 #include "base/clock.h"
 
 #define UART_FIFO_SIZE 16u
+#define UART_LINE_SIZE 256u                 /* bytes on their way to the receiver */
+#define UART_LINE_LOW  (UART_LINE_SIZE / 4) /* so few left: time for the sender to send more */
 #define UART_CLOCK_HZ  115200u /* baud rate with a divisor of 1 */
 
 enum uart_register { UART_RBR_THR, UART_IER, UART_IIR_FCR, UART_LCR, UART_MCR, UART_LSR, UART_MSR, UART_SCR };
@@ -52,12 +54,19 @@ struct uart16550 {
     struct device dev;
     struct irq_line irq;
     struct uart16550_sink sink;
-    struct timer timer; /* four character times after the last byte came: the FIFO's timeout */
+    struct timer timer; /* of the receiver, uart_timer_restart() */
     uint8_t ier, fcr, lcr, mcr, lsr, msr, scr, dll, dlm;
     uint8_t thre_pending;    /* the transmitter-empty interrupt is asked for */
     uint8_t timeout_pending; /* and the receive timeout */
     uint8_t fifo[UART_FIFO_SIZE];
     uint8_t fifo_head, fifo_len;
+    /*
+     * Sent, but not received: what is here waits while the receiver is full, is looped back, or
+     * was cleared less than a character ago. It is not in the chip, so no register clears it.
+     */
+    uint8_t line[UART_LINE_SIZE];
+    uint16_t line_head, line_len;
+    bool sender_waits; /* it had more than the line took; not saved, since a load calls it anyway */
 };
 
 static bool uart_fifo_on(const struct uart16550 *uart)
@@ -102,33 +111,33 @@ static void uart_update(struct uart16550 *uart)
     irq_line_set(&uart->irq, out && uart_iir(uart) != UART_IIR_NONE);
 }
 
-/* Four characters of ten bits at the rate that is set. */
-static uint64_t uart_timeout_ns(const struct uart16550 *uart)
+/* Ten bits at the rate that is set. */
+static uint64_t uart_character_ns(const struct uart16550 *uart)
 {
     uint64_t divisor = (uint64_t)uart->dlm << 8 | uart->dll;
 
-    return (divisor ? divisor : 1) * 40 * NSEC_PER_SEC / UART_CLOCK_HZ;
+    return (divisor ? divisor : 1) * 10 * NSEC_PER_SEC / UART_CLOCK_HZ;
 }
 
-/* Data below the trigger level asks for attention when nothing more comes for a while. */
-static void uart_timeout_restart(struct uart16550 *uart)
+static bool uart_can_receive(const struct uart16550 *uart)
+{
+    return !(uart->mcr & UART_MCR_LOOP) && uart->fifo_len < uart_capacity(uart);
+}
+
+/*
+ * What waits on the line though there is room, since the receiver was just cleared, comes after a
+ * character's time as on a wire: a driver that clears more than once loses only what had come.
+ * Else data below the trigger level asks for attention when four characters' time brings no more.
+ */
+static void uart_timer_restart(struct uart16550 *uart)
 {
     uart->timeout_pending = 0;
-    if (uart_fifo_on(uart) && uart->fifo_len && (uart->ier & UART_IER_ERBFI))
-        timer_arm(&uart->timer, clock_now() + uart_timeout_ns(uart));
+    if (uart->line_len && uart_can_receive(uart))
+        timer_arm(&uart->timer, clock_now() + uart_character_ns(uart));
+    else if (uart_fifo_on(uart) && uart->fifo_len && (uart->ier & UART_IER_ERBFI))
+        timer_arm(&uart->timer, clock_now() + 4 * uart_character_ns(uart));
     else
         timer_cancel(&uart->timer);
-}
-
-static void uart_timeout(void *opaque)
-{
-    struct uart16550 *uart = opaque;
-
-    device_lock(&uart->dev);
-    if (uart->fifo_len && uart_fifo_on(uart))
-        uart->timeout_pending = 1;
-    uart_update(uart);
-    device_unlock(&uart->dev);
 }
 
 static void uart_push(struct uart16550 *uart, uint8_t byte)
@@ -143,21 +152,59 @@ static void uart_push(struct uart16550 *uart, uint8_t byte)
     uart->lsr |= UART_LSR_DR;
 }
 
-static void uart_room(struct uart16550 *uart)
+/* Waking the sender costs far more than a byte: not before it has much to send. */
+static void uart_call_sender(struct uart16550 *uart)
 {
-    if (uart->sink.input_room && !(uart->mcr & UART_MCR_LOOP))
+    if (!uart->sender_waits || uart->line_len > UART_LINE_LOW || (uart->mcr & UART_MCR_LOOP))
+        return;
+    uart->sender_waits = false;
+    if (uart->sink.input_room)
         uart->sink.input_room(uart->sink.opaque);
+}
+
+/* The line brings what the receiver has room for. True when something came. */
+static bool uart_receive(struct uart16550 *uart)
+{
+    bool came = false;
+
+    for (; uart->line_len && uart_can_receive(uart); came = true) {
+        uart_push(uart, uart->line[uart->line_head]);
+        uart->line_head = (uart->line_head + 1) % UART_LINE_SIZE;
+        uart->line_len--;
+    }
+    uart_call_sender(uart);
+    return came;
+}
+
+static void uart_timer(void *opaque)
+{
+    struct uart16550 *uart = opaque;
+
+    device_lock(&uart->dev);
+    if (uart_receive(uart))
+        uart_timer_restart(uart);
+    else if (uart->fifo_len && uart_fifo_on(uart))
+        uart->timeout_pending = 1;
+    uart_update(uart);
+    device_unlock(&uart->dev);
 }
 
 size_t uart16550_input(struct uart16550 *uart, const uint8_t *bytes, size_t len)
 {
     size_t taken = 0;
+    bool queued;
 
     device_lock(&uart->dev);
-    while (taken < len && !(uart->mcr & UART_MCR_LOOP) && uart->fifo_len < uart_capacity(uart))
-        uart_push(uart, bytes[taken++]);
-    if (taken) {
-        uart_timeout_restart(uart);
+    queued = uart->line_len; /* then what comes now waits for the same end */
+    uart->sender_waits = false;
+    while (taken < len && !(uart->mcr & UART_MCR_LOOP) && uart->line_len < UART_LINE_SIZE) {
+        uart->line[(uart->line_head + uart->line_len++) % UART_LINE_SIZE] = bytes[taken++];
+        if (!queued)
+            uart_receive(uart);
+    }
+    uart->sender_waits = taken < len;
+    if (taken && !queued) {
+        uart_timer_restart(uart);
         uart_update(uart);
     }
     device_unlock(&uart->dev);
@@ -168,13 +215,11 @@ static void uart_clear_rx(struct uart16550 *uart)
 {
     uart->fifo_head = uart->fifo_len = 0;
     uart->lsr &= (uint8_t)~UART_LSR_DR;
-    uart_timeout_restart(uart);
-    uart_room(uart);
+    uart_timer_restart(uart);
 }
 
 static uint8_t uart_read_rbr(struct uart16550 *uart)
 {
-    bool full = uart->fifo_len >= uart_capacity(uart);
     uint8_t byte;
 
     if (!uart->fifo_len)
@@ -184,9 +229,8 @@ static uint8_t uart_read_rbr(struct uart16550 *uart)
     uart->fifo_len--;
     if (!uart->fifo_len)
         uart->lsr &= (uint8_t)~UART_LSR_DR;
-    uart_timeout_restart(uart);
-    if (full)
-        uart_room(uart);
+    uart_receive(uart);
+    uart_timer_restart(uart);
     return byte;
 }
 
@@ -195,7 +239,7 @@ static void uart_write_thr(struct uart16550 *uart, uint8_t byte)
 {
     if (uart->mcr & UART_MCR_LOOP) {
         uart_push(uart, byte);
-        uart_timeout_restart(uart);
+        uart_timer_restart(uart);
     } else if (uart->sink.output) {
         uart->sink.output(uart->sink.opaque, &byte, 1);
     }
@@ -204,11 +248,15 @@ static void uart_write_thr(struct uart16550 *uart, uint8_t byte)
 
 static void uart_write_ier(struct uart16550 *uart, uint8_t value)
 {
+    bool receiver;
+
     /* Enabling it while the transmitter is empty asks for attention at once. */
     if ((value & UART_IER_ETBEI) && !(uart->ier & UART_IER_ETBEI))
         uart->thre_pending = 1;
+    receiver = (value ^ uart->ier) & UART_IER_ERBFI;
     uart->ier = value & 0x0f;
-    uart_timeout_restart(uart);
+    if (receiver) /* the transmitter's changes are frequent, and would put the timer off for ever */
+        uart_timer_restart(uart);
 }
 
 static void uart_write_fcr(struct uart16550 *uart, uint8_t value)
@@ -253,8 +301,10 @@ static void uart_write_mcr(struct uart16550 *uart, uint8_t value)
 
     uart->mcr = value & 0x1f;
     uart_modem_update(uart);
-    if (was_loop && !(value & UART_MCR_LOOP))
-        uart_room(uart);
+    if (was_loop && !(value & UART_MCR_LOOP)) {
+        uart_timer_restart(uart);
+        uart_call_sender(uart);
+    }
 }
 
 static uint8_t uart_read_iir(struct uart16550 *uart)
@@ -356,6 +406,7 @@ static void uart_reset(struct device *dev)
     uart->msr = uart_modem_lines(uart);
     uart->thre_pending = 0;
     uart_clear_rx(uart);
+    uart_call_sender(uart); /* it may have been looped back */
     uart_update(uart);
 }
 
@@ -372,12 +423,14 @@ static int uart_loaded(struct device *dev)
 {
     struct uart16550 *uart = container_of(dev, struct uart16550, dev);
 
-    if (uart->fifo_len > UART_FIFO_SIZE || uart->fifo_head >= UART_FIFO_SIZE)
+    if (uart->fifo_len > UART_FIFO_SIZE || uart->fifo_head >= UART_FIFO_SIZE ||
+        uart->line_len > UART_LINE_SIZE || uart->line_head >= UART_LINE_SIZE)
         return -EINVAL;
     if (!uart->timeout_pending)
-        uart_timeout_restart(uart);
+        uart_timer_restart(uart);
     uart_update(uart);
-    uart_room(uart);
+    uart->sender_waits = true; /* this sender knows nothing of what the line took */
+    uart_call_sender(uart);
     return 0;
 }
 
@@ -389,10 +442,12 @@ static const struct state_field uart16550_fields[] = {
     STATE_UINT(struct uart16550, dlm), STATE_UINT(struct uart16550, thre_pending),
     STATE_UINT(struct uart16550, timeout_pending), STATE_BYTES(struct uart16550, fifo),
     STATE_UINT(struct uart16550, fifo_head), STATE_UINT(struct uart16550, fifo_len),
+    STATE_BYTES(struct uart16550, line), STATE_UINT(struct uart16550, line_head),
+    STATE_UINT(struct uart16550, line_len),
     STATE_FIELDS_END,
 };
 
-static const struct state_table uart16550_state = {"uart16550", 1, uart16550_fields};
+static const struct state_table uart16550_state = {"uart16550", 2, uart16550_fields};
 
 static const struct device_ops uart16550_device_ops = {
     .type = "uart16550",
@@ -414,7 +469,7 @@ int uart16550_create(struct machine *machine, uint16_t port, struct irq_line irq
     if (!uart)
         return -ENOMEM;
     device_init(&uart->dev, &uart16550_device_ops, name);
-    timer_init(&uart->timer, machine->timers, uart_timeout, uart);
+    timer_init(&uart->timer, machine->timers, uart_timer, uart);
     uart->irq = irq;
     uart_reset(&uart->dev);
     if (sink)

@@ -1,4 +1,5 @@
 /* The UART, the keyboard controller and the debug exit port, on a clock that the test moves. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -90,6 +91,15 @@ static uint8_t in(struct fixture *f, uint16_t port)
     return (uint8_t)bus_read(f->machine->bus, BUS_PORT, port, 1);
 }
 
+static struct device *uart_device(struct fixture *f)
+{
+    struct device *dev = f->machine->devices;
+
+    while (strcmp(dev->name, "serial0") != 0)
+        dev = dev->next;
+    return dev;
+}
+
 static void test_uart_sends(void **state)
 {
     struct fixture *f = *state;
@@ -145,13 +155,16 @@ static void test_uart_fifo_and_timeout(void **state)
     assert_int_equal(f->level[4], 0);
     assert_int_equal(uart16550_input(f->uart, bytes + 3, 6), 6);
     assert_int_equal(in(f, COM1 + 2), 0xc4);
-    assert_int_equal(uart16550_input(f->uart, bytes + 9, 31), 8); /* sixteen in all */
-    f->rooms = 0;
-    for (unsigned i = 1; i < 17; i++)
+    assert_int_equal(uart16550_input(f->uart, bytes + 9, 31), 31); /* more than the FIFO holds */
+    for (unsigned i = 1; i < 40; i++) {
+        assert_int_equal(in(f, COM1 + 5), 0x61); /* and none of it is an overrun */
+        assert_int_equal(f->level[4], i <= 32); /* eight are there */
         assert_int_equal(in(f, COM1), i + 1);
-    assert_int_equal(f->rooms, 1); /* told once, when it was no longer full */
+    }
     assert_int_equal(in(f, COM1 + 5), 0x60);
+    fake_time_pass(NSEC_PER_SEC);
     assert_int_equal(f->level[4], 0);
+    assert_int_equal(f->rooms, 0); /* it had no more to send */
 }
 
 static void test_uart_no_fifo(void **state)
@@ -160,10 +173,104 @@ static void test_uart_no_fifo(void **state)
 
     out(f, COM1 + 4, 8);
     out(f, COM1 + 1, 1);
-    assert_int_equal(uart16550_input(f->uart, (const uint8_t *)"ab", 2), 1);
+    assert_int_equal(uart16550_input(f->uart, (const uint8_t *)"ab", 2), 2);
     assert_int_equal(in(f, COM1 + 2), 0x04);
     assert_int_equal(in(f, COM1), 'a');
+    assert_int_equal(f->level[4], 1);
+    assert_int_equal(in(f, COM1 + 5), 0x61);
+    assert_int_equal(in(f, COM1), 'b');
+    assert_int_equal(f->level[4], 0);
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+    assert_int_equal(in(f, COM1), 0);
+}
+
+static void test_uart_calls_for_more_when_little_is_left(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t bytes[300];
+
+    for (unsigned i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)(i * 7);
+    out(f, COM1 + 2, 0x81);
+    assert_int_equal(uart16550_input(f->uart, bytes, 300), 272); /* 16 in the FIFO, 256 behind */
+    for (unsigned i = 0; i < 272; i++) {
+        assert_int_equal(f->rooms, i >= 192); /* once, when 64 are left behind */
+        assert_int_equal(in(f, COM1), bytes[i]);
+    }
     assert_int_equal(f->rooms, 1);
+    assert_int_equal(uart16550_input(f->uart, bytes + 272, 28), 28);
+    for (unsigned i = 272; i < 300; i++)
+        assert_int_equal(in(f, COM1), bytes[i]);
+    assert_int_equal(f->rooms, 1);
+}
+
+/* What is on the line is not in the chip. */
+static void test_uart_clears_only_what_came(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t bytes[24] = {0};
+
+    for (unsigned i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)(i + 1);
+    out(f, COM1 + 4, 8);
+    out(f, COM1 + 2, 0x01);
+    out(f, COM1 + 1, 1);
+    assert_int_equal(uart16550_input(f->uart, bytes, 22), 22);
+    out(f, COM1 + 2, 0x03); /* the sixteen in the FIFO */
+    out(f, COM1 + 2, 0x00); /* nothing has come since */
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+    assert_int_equal(in(f, COM1), 0);
+    assert_int_equal(f->level[4], 0);
+    assert_int_equal(uart16550_input(f->uart, bytes + 22, 2), 2); /* in order: after the others */
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+    for (unsigned i = 0; i < 10; i++) { /* writes that do not concern the receiver do not delay it */
+        fake_time_pass(9 * NSEC_PER_USEC);
+        out(f, COM1 + 1, i & 1 ? 1 : 3);
+    }
+    assert_int_equal(in(f, COM1 + 2), 0x04);
+    for (unsigned i = 16; i < 20; i++)
+        assert_int_equal(in(f, COM1), i + 1);
+    uart_device(f)->ops->reset(uart_device(f));
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+    fake_time_pass(100 * NSEC_PER_USEC);
+    for (unsigned i = 21; i < 24; i++)
+        assert_int_equal(in(f, COM1), i + 1);
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+}
+
+static void test_uart_saves_the_line(void **state)
+{
+    struct fixture *f = *state;
+    struct device *dev = uart_device(f);
+    struct error err = {0};
+    struct state_buf buf;
+    uint8_t bytes[300];
+    size_t pos = 0;
+
+    for (unsigned i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)(i * 3);
+    assert_int_equal(uart16550_input(f->uart, bytes, 100), 100);
+    for (unsigned i = 0; i < 90; i++)
+        assert_int_equal(in(f, COM1), bytes[i]);
+    assert_int_equal(uart16550_input(f->uart, bytes + 100, 200), 200); /* round the ring's end */
+    state_buf_init(&buf);
+    assert_int_equal(state_save(&buf, dev->ops->state, dev->name, dev), 0);
+    for (unsigned i = 90; i < 300; i++)
+        assert_int_equal(in(f, COM1), bytes[i]);
+    assert_int_equal(state_load(buf.data, buf.len, &pos, dev->ops->state, dev->name, dev, &err), 0);
+    f->rooms = 0;
+    assert_int_equal(dev->ops->loaded(dev), 0);
+    for (unsigned i = 90; i < 300; i++) {
+        assert_int_equal(f->rooms, i >= 300 - 64 - 1); /* the new sender, too, is called */
+        assert_int_equal(in(f, COM1), bytes[i]);
+    }
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+    memset(buf.data + buf.len - 2, 0xff, 2); /* more than the line holds */
+    pos = 0;
+    assert_int_equal(state_load(buf.data, buf.len, &pos, dev->ops->state, dev->name, dev, &err), 0);
+    assert_int_equal(dev->ops->loaded(dev), -EINVAL);
+    dev->ops->reset(dev);
+    state_buf_release(&buf);
 }
 
 static void test_uart_loopback(void **state)
@@ -183,7 +290,31 @@ static void test_uart_loopback(void **state)
     assert_int_equal(uart16550_input(f->uart, (const uint8_t *)"a", 1), 0);
     out(f, COM1 + 4, 8);
     assert_int_equal(in(f, COM1 + 6) & 0xf0, 0xb0);
+    assert_int_equal(f->rooms, 1);
     assert_int_equal(uart16550_input(f->uart, (const uint8_t *)"a", 1), 1);
+}
+
+static void test_uart_loopback_holds_the_line(void **state)
+{
+    struct fixture *f = *state;
+
+    out(f, COM1 + 4, 8);
+    out(f, COM1 + 1, 1);
+    assert_int_equal(uart16550_input(f->uart, (const uint8_t *)"abc", 3), 3);
+    out(f, COM1 + 4, 0x18);
+    assert_int_equal(in(f, COM1), 'a');
+    out(f, COM1, 'l');
+    assert_int_equal(in(f, COM1), 'l');
+    fake_time_pass(NSEC_PER_SEC);
+    assert_int_equal(in(f, COM1 + 5), 0x60);
+    assert_int_equal(f->rooms, 0);
+    out(f, COM1 + 4, 8);
+    assert_int_equal(f->level[4], 0);
+    fake_time_pass(100 * NSEC_PER_USEC);
+    assert_int_equal(f->level[4], 1);
+    assert_int_equal(in(f, COM1), 'b');
+    assert_int_equal(in(f, COM1), 'c');
+    assert_int_equal(in(f, COM1 + 5), 0x60);
 }
 
 static void test_i8042(void **state)
@@ -224,7 +355,9 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(uart_sends), TEST(uart_thre_interrupt), TEST(uart_fifo_and_timeout),
-        TEST(uart_no_fifo), TEST(uart_loopback), TEST(i8042), TEST(debug_exit),
+        TEST(uart_no_fifo), TEST(uart_calls_for_more_when_little_is_left),
+        TEST(uart_clears_only_what_came), TEST(uart_saves_the_line), TEST(uart_loopback),
+        TEST(uart_loopback_holds_the_line), TEST(i8042), TEST(debug_exit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
