@@ -222,15 +222,24 @@ static void cmpxchg16b_slow(struct soft_vcpu *cpu, const struct insn *in, gva_t 
     cmpxchg_finish(cpu, low, high, equal);
 }
 
+/* Alignment comes before anything else about the address. 64-bit mode only. */
+static void cmpxchg16b_check_aligned(struct soft_vcpu *cpu, const struct insn *in)
+{
+    uint64_t base = in->flags & INSN_FS_GS ? cpu->s.seg[in->seg].base : 0;
+
+    if ((insn_ea(cpu, in) + base) & 15)
+        soft_raise_gp(cpu, 0);
+}
+
 HANDLER(cmpxchg16b)
 {
-    gva_t gva = ADDR_g(16, SOFT_WRITE);
     uint64_t rax = cpu->s.gpr[GPR_RAX], rdx = cpu->s.gpr[GPR_RDX];
     unsigned __int128 *host;
     bool equal;
+    gva_t gva;
 
-    if (gva & 15)
-        soft_raise_gp(cpu, 0);
+    cmpxchg16b_check_aligned(cpu, in);
+    gva = ADDR_g(16, SOFT_WRITE);
     host = soft_pointer(cpu, in->seg, gva, 16, SOFT_WRITE);
     if (!host) {
         cmpxchg16b_slow(cpu, in, gva);
