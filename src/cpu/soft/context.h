@@ -31,7 +31,7 @@ struct soft_vcpu;
 
 #define SOFT_TLB_SIZE      8192u
 #define SOFT_TLB_EMPTY     0x800ull /* no page's address */
-#define SOFT_JUMPS         8192u
+#define SOFT_JUMPS         32768u
 #define SOFT_JUMP_EMPTY    (1ull << 63) /* not canonical */
 #define SOFT_USER_CONTEXTS 8u
 
