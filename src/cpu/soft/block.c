@@ -131,6 +131,13 @@ static unsigned block_link(const struct soft_block *block, gpa_t page)
     return (block->gpa & PAGE_MASK) == page ? 0 : 1;
 }
 
+/* No block is left: the page becomes writable, and what is being decoded is void. */
+static void page_close(struct code_page *page, struct mem_slot *slot, gpa_t gpa)
+{
+    atomic_fetch_add(&page->generation, 1);
+    atomic_fetch_and(code_flags(slot, gpa), (uint8_t)~MEM_PAGE_CODE);
+}
+
 static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_t gpa)
 {
     struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
@@ -141,10 +148,19 @@ static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_
         at = &(*at)->page_next[block_link(*at, gpa)];
     if (*at)
         *at = block->page_next[block_link(block, gpa)];
-    if (page->blocks)
+    if (!page->blocks)
+        page_close(page, slot, gpa);
+}
+
+static void page_drop(struct soft_cache *cache, gpa_t gpa)
+{
+    struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+    struct code_page *page = code_page_of(cache, slot, gpa);
+
+    if (!page->blocks)
         return;
-    atomic_fetch_add(&page->generation, 1); /* the page becomes writable: what is being decoded is void */
-    atomic_fetch_and(code_flags(slot, gpa), (uint8_t)~MEM_PAGE_CODE);
+    page->blocks = NULL;
+    page_close(page, slot, gpa);
 }
 
 static void block_remove_locked(struct soft_cache *cache, struct soft_block *block)
@@ -278,7 +294,22 @@ void soft_code_written(void *opaque, gpa_t gpa, uint64_t len)
     }
 }
 
-/* Drops everything in the half in use and turns to the other. */
+/*
+ * A block whose neighbours all go with it: whole lists go. Searching them for each block would take the square of
+ * their length, and a page can have thousands of blocks, the oldest last.
+ */
+static void block_drop_locked(struct soft_cache *cache, struct soft_block *block)
+{
+    atomic_store(&block->valid, false);
+    if (cache->jit)
+        soft_jit_remove(cache->jit, block);
+    atomic_store(cache_bucket(cache, block->gpa, block->mode), NULL);
+    page_drop(cache, block->gpa & PAGE_MASK);
+    if (block->gpa2 != SOFT_BLOCK_ONE_PAGE)
+        page_drop(cache, block->gpa2);
+}
+
+/* Drops everything, which is in the half in use, and turns to the other. */
 static void cache_drop_locked(struct soft_cache *cache)
 {
     uint8_t *at = cache->half[cache->current], *end = at + cache->used;
@@ -287,7 +318,7 @@ static void cache_drop_locked(struct soft_cache *cache)
         struct soft_block *block = (struct soft_block *)at;
 
         if (atomic_load_explicit(&block->valid, memory_order_relaxed))
-            block_remove_locked(cache, block);
+            block_drop_locked(cache, block);
         at += sizeof(*block) + block->count * sizeof(struct insn);
     }
     cache->current ^= 1;
