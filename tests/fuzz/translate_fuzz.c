@@ -77,7 +77,7 @@ static void fuzz_translate(struct soft_vcpu *cpu, gva_t at)
     gva_t end = (at & PAGE_MASK) + PAGE_SIZE;
 
     while (count < FUZZ_BLOCKS && at < end) {
-        block[count] = soft_block_find(cpu, at, false);
+        block[count] = soft_block_find(cpu, at);
         if (block[count] == cpu->scratch)
             return;
         at += block[count]->bytes;

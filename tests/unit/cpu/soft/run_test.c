@@ -174,7 +174,7 @@ static void *find_block(void *opaque)
     struct finder *finder = opaque;
 
     soft_sync_enter(finder->cpu);
-    (void)soft_block_find(finder->cpu, 0x40000, false);
+    (void)soft_block_find(finder->cpu, 0x40000);
     atomic_store(&finder->done, 1);
     soft_sync_leave(finder->cpu);
     return NULL;
