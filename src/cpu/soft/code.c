@@ -70,6 +70,7 @@ int soft_code_create(uint32_t size, struct soft_code **out)
     if (!code)
         return result;
     code->size = size;
+    code->used = code->kept = CODE_ALIGN; /* no piece is at 0 */
     code->slots = code_pages(CODE_SLOTS * sizeof(*code->slots));
     if (!code->slots)
         goto err_free;
@@ -185,7 +186,7 @@ static bool code_equal(const uint8_t *a, const uint8_t *b, unsigned len)
     return true;
 }
 
-const void *soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned len)
+uint32_t soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned len)
 {
     uint32_t hash = code_hash(bytes, len);
     uint32_t at = hash & (CODE_SLOTS - 1);
@@ -193,21 +194,21 @@ const void *soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned
 
     BUG_ON(len == 0 || len > SOFT_CODE_PIECE_MAX);
     if (code->full)
-        return NULL;
+        return 0;
     for (slot = &code->slots[at]; slot->len; slot = &code->slots[at]) {
         if (slot->hash == hash && slot->len == len &&
             code_equal(code->write + slot->offset, bytes, len))
-            return code->exec + slot->offset;
+            return slot->offset;
         at = (at + 1) & (CODE_SLOTS - 1);
     }
     if (code->used + len > code->size || code->pieces >= CODE_PIECES_MAX) {
         code->full = true;
-        return NULL;
+        return 0;
     }
     *slot = (struct code_slot){.hash = hash, .offset = code->used, .len = len};
     for (unsigned i = 0; i < len; i++)
         code->write[code->used + i] = bytes[i];
     code->used += (uint32_t)align_up(len, CODE_ALIGN);
     code->pieces++;
-    return code->exec + slot->offset;
+    return slot->offset;
 }

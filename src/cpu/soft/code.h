@@ -26,8 +26,8 @@ struct soft_code;
 nodiscard int soft_code_create(uint32_t size, struct soft_code **out);
 void soft_code_destroy(struct soft_code *code); /* NULL is fine */
 
-/* The executable address of a copy of the bytes; NULL when it is full. Calls no libc. */
-const void *soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned len);
+/* The offset in the buffer of a copy of the bytes; 0 when it is full. Calls no libc. */
+uint32_t soft_code_put(struct soft_code *code, const uint8_t *bytes, unsigned len);
 
 /*
  * Room for `len` more bytes, at offset *at; false, and the buffer counts as full, when there is none. The bytes

@@ -324,7 +324,7 @@ bool vector_bind_stub(struct insn *in, const struct insn_decode *d, const struct
 {
     if (stub->overflow)
         return false;
-    in->aux = (void *)(uintptr_t)soft_code_put(d->cpu->code, stub->bytes, stub->len);
+    in->aux = soft_code_put(d->cpu->code, stub->bytes, stub->len);
     in->fn = fn;
     if (!in->aux) {
         in->fn = vector_code_full;

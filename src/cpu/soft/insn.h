@@ -36,7 +36,7 @@ struct insn {
     insn_fn *fn;
     uint64_t imm;   /* immediate, sign- or zero-extended as the instruction defines; branch: displacement */
     int64_t disp;   /* of the memory operand, sign-extended; moffs: absolute */
-    void *aux;      /* the family's own, e.g. native code; lives as long as the code cache */
+    uint32_t aux;   /* offset of the instruction's native code in the code buffer (code.h); 0: none */
     uint8_t length; /* bytes */
     uint8_t flags;  /* INSN_* */
     uint8_t opsize; /* effective operand size: 1, 2, 4, 8 bytes */
@@ -93,5 +93,7 @@ static inline uint64_t insn_ea(const struct soft_vcpu *cpu, const struct insn *i
         return ea;
     return in->addrsize == 4 ? (uint32_t)ea : (uint16_t)ea;
 }
+
+static_assert(sizeof(struct insn) == 40, "there are hundreds of thousands");
 
 #endif

@@ -250,6 +250,7 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
     cpu->base = (struct vcpu){.vm = base, .index = index};
     cpu->cache = vm->cache;
     cpu->code = vm->code;
+    cpu->code_exec = soft_code_exec_base(vm->code);
     if (soft_vcpu_make(cpu) < 0) {
         soft_vcpu_destroy(&cpu->base);
         return error_set(err, -ENOMEM, "out of memory for a CPU");

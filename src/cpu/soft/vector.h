@@ -60,7 +60,7 @@ static inline void vector_check_aligned(struct soft_vcpu *cpu, const struct insn
 static inline void vector_run(struct soft_vcpu *cpu, const struct insn *in, unsigned entry,
                               void *memory)
 {
-    ((stub_fn *)(uintptr_t)((const uint8_t *)in->aux + entry))(cpu, memory);
+    ((stub_fn *)(uintptr_t)(cpu->code_exec + in->aux + entry))(cpu, memory);
 }
 
 /* exec_masked.c */
