@@ -12,7 +12,8 @@
 
 #include "cpu/cpu_state.h"
 
-#define DIFF_CODE   0x200000ull /* one page, read and execute */
+/* One page, read and execute: a stream that wrote it could make itself instructions that generate_denied() keeps out. */
+#define DIFF_CODE   0x200000ull
 #define DIFF_DATA   0x300000ull /* writable pages; the page after them is read-only, around it holes */
 #define DIFF_DATA_SIZE 0x2000u
 #define DIFF_DATA_READONLY (DIFF_DATA + DIFF_DATA_SIZE)

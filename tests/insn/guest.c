@@ -84,7 +84,7 @@ static void guest_tables(struct diff_guest *g)
     high_pdpt[0] = (GUEST_TABLES + 0x5000) | PTE_P | PTE_W;
     high_pd[0] = PTE_P | PTE_W | PTE_PS;
     pd[1] = (GUEST_TABLES + 0x3000) | PTE_P | PTE_W | PTE_U;
-    pt[0] = DIFF_CODE | PTE_P | PTE_U | PTE_W;
+    pt[0] = DIFF_CODE | PTE_P | PTE_U;
     pt[(DIFF_COUNTER - DIFF_CODE) >> PAGE_SHIFT] = DIFF_COUNTER | PTE_P | PTE_U | PTE_W | PTE_NX;
     for (uint64_t at = DIFF_DATA; at < DIFF_DATA_READONLY; at += PAGE_SIZE)
         pt[(at - DIFF_CODE) >> PAGE_SHIFT] = at | PTE_P | PTE_U | PTE_W | PTE_NX;
@@ -127,6 +127,7 @@ static void guest_state(struct diff_guest *g)
     s->seg[SEG_CS].attr = 0xb | CPU_SEG_S | 3u << 5 | CPU_SEG_P | CPU_SEG_G | CPU_SEG_L;
     s->tr = (struct cpu_segment){.selector = 0x40, .base = GUEST_HIGH + GUEST_TSS, .limit = 0x67,
                                  .attr = 0xb | CPU_SEG_P};
+    s->ldtr = (struct cpu_segment){.attr = CPU_SEG_UNUSABLE}; /* Linux gives a process none unasked */
     s->gdtr = (struct cpu_table){.base = GUEST_HIGH + GUEST_GDT, .limit = 0x7f};
     s->idtr = (struct cpu_table){.base = GUEST_HIGH + GUEST_IDT, .limit = 0xfff};
     s->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;

@@ -2,7 +2,7 @@
  * build/insn-diff [--seed N] [--count INSNS] [--seconds N] [--family NAME]
  *
  * Ends with 0 when every stream came out the same on the host CPU and in the soft engine, 1 with the
- * first instructions that did not.
+ * first instructions that did not and the seed that makes their stream the first (with --count 1).
  */
 #include <cpuid.h>
 #include <getopt.h>
@@ -271,11 +271,14 @@ static void diff_account(struct diff *t, const struct diff_case *c, const struct
 static void diff_batch(struct diff *t, struct diff_random *r, unsigned families)
 {
     static struct diff_case failed[DIFF_BATCH];
+    uint64_t seeds[DIFF_BATCH], failed_seeds[DIFF_BATCH];
     unsigned failures = 0;
     char text[200];
 
-    for (unsigned i = 0; i < DIFF_BATCH; i++)
+    for (unsigned i = 0; i < DIFF_BATCH; i++) {
+        seeds[i] = r->state;
         diff_generate(&t->shared->cases[i], r, families);
+    }
     t->shared->count = DIFF_BATCH;
     if (!diff_native_run(t->native)) {
         t->deaths++;
@@ -285,12 +288,16 @@ static void diff_batch(struct diff *t, struct diff_random *r, unsigned families)
         diff_guest_run(t->guest, &t->shared->cases[i], t->mine);
         diff_forget_gather(&t->shared->cases[i], &t->shared->outcomes[i], t->mine);
         diff_account(t, &t->shared->cases[i], &t->shared->outcomes[i]);
-        if (diff_compare(&t->shared->cases[i], &t->shared->outcomes[i], t->mine, text, sizeof(text)))
-            failed[failures++] = t->shared->cases[i];
+        if (!diff_compare(&t->shared->cases[i], &t->shared->outcomes[i], t->mine, text, sizeof(text)))
+            continue;
+        failed_seeds[failures] = seeds[i];
+        failed[failures++] = t->shared->cases[i];
     }
     for (unsigned i = 0; i < failures; i++) {
-        if (t->failures++ < DIFF_REPORTS)
-            diff_minimise(t, &failed[i]);
+        if (t->failures++ >= DIFF_REPORTS)
+            continue;
+        diff_minimise(t, &failed[i]);
+        printf("  again: --seed %#lx\n", failed_seeds[i]);
     }
 }
 

@@ -118,7 +118,7 @@ static void native_prepare(void)
     BUG_ON(!stack.ss_sp || sigaltstack(&stack, NULL) < 0);
     for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
         BUG_ON(sigaction(signals[i], &action, NULL) < 0);
-    native_map(DIFF_CODE, 4096, PROT_READ | PROT_WRITE | PROT_EXEC);
+    native_map(DIFF_CODE, 4096, PROT_READ | PROT_EXEC);
     native_map(DIFF_COUNTER, 4096, PROT_READ | PROT_WRITE);
     BUG_ON(syscall(SYS_arch_prctl, ARCH_GET_FS, &native_fs) < 0);
     native_map(DIFF_DATA, DIFF_DATA_SIZE + 4096, PROT_READ | PROT_WRITE);
@@ -126,13 +126,23 @@ static void native_prepare(void)
     BUG_ON(mprotect((void *)(uintptr_t)DIFF_DATA_READONLY, 4096, PROT_READ) < 0);
 }
 
+/* Not by a second mapping: code changed through another linear address needs a serializing instruction. */
+static void native_code(const struct diff_case *c)
+{
+    void *page = (void *)(uintptr_t)DIFF_CODE;
+
+    BUG_ON(mprotect(page, 4096, PROT_READ | PROT_WRITE) < 0);
+    memset(page, 0xcc, 4096);
+    memcpy(page, c->code, sizeof(c->code));
+    BUG_ON(mprotect(page, 4096, PROT_READ | PROT_EXEC) < 0);
+}
+
 static NATIVE_BARE void native_one(const struct diff_case *c, struct diff_outcome *out)
 {
     uint8_t *data = (uint8_t *)(uintptr_t)DIFF_DATA;
 
     diff_memory_fill(data, DIFF_DATA_SIZE, c->memory_seed);
-    memset((void *)(uintptr_t)DIFF_CODE, 0xcc, 4096);
-    memcpy((void *)(uintptr_t)DIFF_CODE, c->code, sizeof(c->code));
+    native_code(c);
     *(uint32_t *)(uintptr_t)DIFF_COUNTER = c->repeats;
     native_outcome = out;
     native_set_base(ARCH_SET_GS, c->gs_base);
