@@ -128,7 +128,7 @@ static void test_self_jump(void)
     __asm__ volatile("leaq 1f(%%rip), %0\n movl $0x7fffffff, %%eax\n addl $1, %%eax\n sti\n"
                      "1: jo 1b\n cli\n"
                      : "=&r"(rip)::"rax", "cc", "memory");
-    CHECK_EQ(ticks, 20);
+    CHECK(ticks >= 20); /* one more may come between the handler's return and the jump */
     for (unsigned i = 0; i < 20; i++) {
         CHECK_EQ(seen[i].rip, rip);
         CHECK_EQ(seen[i].rflags & ARITH, 0x894); /* OF, SF, AF, PF */
