@@ -12,9 +12,7 @@ from conftest import BUILD, CACHE, LODGE
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "guest"))
 import test_guests  # noqa: E402  the guests' settings and how they are judged
 
-# What the emulated machine under the kvm engine does not do as the guest demands (docs/caveats.md).
-UNSUITED = {"hotirq": "QEMU's emulation does not let interrupts into tight loops as the guest demands"}
-GUESTS = {name: test_guests.settings(name) for name in test_guests.GUESTS if name not in UNSUITED}
+GUESTS = {name: test_guests.settings(name) for name in test_guests.GUESTS}
 INNER_SCRIPT = """
 echo "INNER UP cpus=$(grep -c ^processor /proc/cpuinfo) clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 echo "DISK $(sha256sum /dev/vda | cut -d' ' -f1)"
@@ -70,10 +68,8 @@ def test_doctor_finds_kvm(rig):
     assert kvm["usable"], kvm
 
 
-@pytest.mark.parametrize("name", [*GUESTS, *UNSUITED])
+@pytest.mark.parametrize("name", GUESTS)
 def test_guest(rig, name):
-    if name in UNSUITED:
-        pytest.skip(UNSUITED[name])
     test_guests.judge(GUESTS[name], *rig[name])
 
 
