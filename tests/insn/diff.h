@@ -90,6 +90,8 @@ void diff_native_destroy(struct diff_native *native);
 struct diff_guest;
 struct diff_guest *diff_guest_create(void);
 void diff_guest_run(struct diff_guest *guest, const struct diff_case *c, struct diff_outcome *out);
+/* How many translations with a second form for loops were made (jit/loop.h). */
+uint64_t diff_guest_loops(const struct diff_guest *guest);
 void diff_guest_destroy(struct diff_guest *guest);
 
 #endif

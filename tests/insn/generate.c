@@ -3,7 +3,7 @@
 #include "cpu/soft/fpu.h"
 #include "x86/arch.h"
 
-#include "tests/insn/diff.h"
+#include "tests/insn/generate.h"
 
 const char *const diff_family_names[DIFF_FAMILIES] = {
     [DIFF_INTEGER] = "integer", [DIFF_X87] = "x87", [DIFF_MMX] = "mmx",
@@ -11,21 +11,6 @@ const char *const diff_family_names[DIFF_FAMILIES] = {
 };
 
 #define GENERATE_TRIES 600u
-
-/* What the registers of a stream are for: addresses in the data, and small numbers to add to them. By GPR number. */
-struct generate {
-    struct diff_random *r;
-    ZydisDecoder decoder;
-    uint16_t pointers, indexes;
-};
-
-/* An instruction made, before it is put in its place. */
-struct generate_insn {
-    uint8_t bytes[16];
-    uint8_t family;
-    ZydisDecodedInstruction z;
-    ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
-};
 
 uint64_t diff_random(struct diff_random *r)
 {
@@ -36,7 +21,7 @@ uint64_t diff_random(struct diff_random *r)
     return z ^ (z >> 31);
 }
 
-static unsigned generate_below(struct diff_random *r, unsigned n)
+unsigned generate_below(struct diff_random *r, unsigned n)
 {
     return (unsigned)(diff_random(r) >> 32) % n;
 }
@@ -355,8 +340,17 @@ static bool generate_good(const struct generate *g, const struct generate_insn *
     return true;
 }
 
-/* False: none was found. */
-static bool generate_insn(const struct generate *g, struct generate_insn *i, unsigned family)
+unsigned generate_family_among(const struct generate *g, unsigned families)
+{
+    unsigned family;
+
+    do
+        family = generate_below(g->r, DIFF_FAMILIES);
+    while (!(families & 1u << family));
+    return family;
+}
+
+bool generate_insn(const struct generate *g, struct generate_insn *i, unsigned family)
 {
     i->family = (uint8_t)family;
     for (unsigned k = 0; k < GENERATE_TRIES; k++) {
@@ -477,15 +471,7 @@ static void generate_state(struct generate *g, struct diff_case *c)
 
 /* ---- streams ---- */
 
-struct generate_stream {
-    struct generate *g;
-    struct diff_case *c;
-    unsigned at;
-    int branch_at;       /* of the last instruction, which goes over the next one; -1: none */
-    unsigned branch_imm; /* where its displacement is */
-};
-
-static void stream_bytes(struct generate_stream *s, const void *bytes, unsigned len, unsigned family)
+void stream_bytes(struct generate_stream *s, const void *bytes, unsigned len, unsigned family)
 {
     memcpy(s->c->code + s->at, bytes, len);
     s->c->insn[s->c->count++] = (struct diff_insn){(uint16_t)s->at, (uint8_t)len, (uint8_t)family};
@@ -523,14 +509,14 @@ static void generate_patch_shift(const struct generate_stream *s, struct generat
 }
 
 /* A branch goes over the instruction after it, which is `skip` bytes long. */
-static void stream_patch_branch(struct generate_stream *s, unsigned skip)
+void stream_patch_branch(struct generate_stream *s, unsigned skip)
 {
     if (s->branch_at >= 0)
         s->c->code[(unsigned)s->branch_at + s->branch_imm] = (uint8_t)skip;
     s->branch_at = -1;
 }
 
-static void stream_insn(struct generate_stream *s, struct generate_insn *i)
+void stream_insn(struct generate_stream *s, struct generate_insn *i)
 {
     unsigned at = s->at;
 
@@ -595,19 +581,18 @@ void diff_generate(struct diff_case *c, struct diff_random *r, unsigned families
     struct generate_stream s = {.g = &g, .c = c, .branch_at = -1};
     unsigned want = 4 + generate_below(r, DIFF_INSNS - 7);
     struct generate_insn insn;
+    bool loop;
 
     ZydisDecoderInit(&g.decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     memset(c->code, 0xcc, sizeof(c->code));
     c->count = 0;
     generate_roles(&g);
     generate_state(&g, c);
+    loop = generate_below(r, 4) == 0;
+    if (loop)
+        stream_loop(&s, families);
     while (c->count < want) {
-        unsigned family;
-
-        do
-            family = generate_below(r, DIFF_FAMILIES);
-        while (!(families & 1u << family));
-        if (!generate_insn(&g, &insn, family))
+        if (!generate_insn(&g, &insn, generate_family_among(&g, families)))
             continue;
         if (generate_below(r, 24) == 0)
             stream_call(&s, &insn);
@@ -615,6 +600,6 @@ void diff_generate(struct diff_case *c, struct diff_random *r, unsigned families
             stream_insn(&s, &insn);
     }
     c->repeats = 1 + generate_below(r, 4);
-    if (generate_below(r, 3) == 0)
+    if (!loop && generate_below(r, 3) == 0) /* a loop's counter is used up */
         stream_repeat(&s);
 }

@@ -162,6 +162,11 @@ struct diff_guest *diff_guest_create(void)
     return g;
 }
 
+uint64_t diff_guest_loops(const struct diff_guest *g)
+{
+    return container_of(g->vcpu, struct soft_vcpu, base)->stat_loops;
+}
+
 void diff_guest_destroy(struct diff_guest *g)
 {
     soft_engine.vcpu_destroy(g->vcpu);

@@ -316,7 +316,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"seed", 1, NULL, 's'}, {"count", 1, NULL, 'c'},
                                             {"seconds", 1, NULL, 't'}, {"family", 1, NULL, 'f'},
                                             {NULL, 0, NULL, 0}};
-    uint64_t seed = 1, count = 1000000, seconds = 3600;
+    uint64_t seed = 1, count = 1000000, seconds = 3600, loops;
     unsigned families = diff_host_families();
     struct diff t = {0};
     struct diff_random r;
@@ -342,11 +342,13 @@ int main(int argc, char **argv)
     r.state = seed;
     while (t.compared < count && (uint64_t)(time(NULL) - start) < seconds)
         diff_batch(&t, &r, families);
+    loops = diff_guest_loops(t.guest);
     diff_guest_destroy(t.guest);
     diff_native_destroy(t.native);
     printf("seed %lu: %lu instructions compared in %lu streams, %lu ended by a fault, "
            "%lu streams differ, %lu lost\n",
            seed, t.compared, t.streams, t.faults, t.failures, t.deaths);
+    printf("%lu loops translated in their second form\n", loops);
     for (unsigned i = 0; i < DIFF_FAMILIES; i++)
         printf("  %-8s %lu\n", diff_family_names[i], t.per_family[i]);
     return t.failures || t.deaths > t.streams / 1000;

@@ -39,6 +39,7 @@ struct soft_lockstep {
     bool extended;            /* the extended state takes part */
     bool stops;               /* the interpreter stops at stop_at, where the translation was left */
     gva_t stop_at;
+    uint32_t passes;          /* that the interpreter makes */
     uint32_t stores, bytes, entries;
     uint64_t compared, repeated, devices, code_writes, too_long, alone;
     void *fault_jump[5];      /* of the run loop */
@@ -372,21 +373,32 @@ static void interpret_to(struct soft_vcpu *cpu, const struct soft_block *block, 
     } while (i < block->count && !cpu->end_block);
 }
 
-/* The translation's parts, as long as each leads to the next: all other jumps leave it. */
-static void interpret(struct soft_vcpu *cpu, const struct soft_native *native)
+/* The translation's parts, as long as each leads to the next: all other jumps leave it. False: they did not. */
+static bool interpret_parts(struct soft_vcpu *cpu, const struct soft_native *native, bool stops)
 {
-    const struct soft_lockstep *ls = cpu->lockstep;
     gva_t page = cpu->s.rip & PAGE_MASK;
 
     for (unsigned i = 0; i < native->part_count; i++) {
         if (cpu->s.rip != (page | (native->part[i]->gpa & ~PAGE_MASK)))
-            return;
+            return false;
         cpu->block = native->part[i];
-        if (ls->stops)
-            interpret_to(cpu, native->part[i], ls->stop_at);
+        if (stops)
+            interpret_to(cpu, native->part[i], cpu->lockstep->stop_at);
         else
             soft_run_block(cpu, native->part[i]);
         if (cpu->end_block)
+            return false;
+    }
+    return true;
+}
+
+/* A loop's second form has made passes of its own after the first (jit/loop.h). */
+static void interpret(struct soft_vcpu *cpu, const struct soft_native *native)
+{
+    const struct soft_lockstep *ls = cpu->lockstep;
+
+    for (uint32_t left = ls->passes; left > 0; left--) {
+        if (!interpret_parts(cpu, native, ls->stops && left == 1))
             return;
     }
 }
@@ -430,6 +442,7 @@ static void run_translation(struct soft_vcpu *cpu, const struct soft_native *nat
     bool raised;
 
     set_write_tags(ls, true);
+    cpu->loop_lockstep = cpu->lockstep->passes - 1;
     ls->phase = LOCKSTEP_TRANSLATION;
     raised = !run_form(cpu, native, true);
     ls->phase = LOCKSTEP_OFF;
@@ -465,11 +478,14 @@ static bool attempts(struct soft_vcpu *cpu, const struct soft_native *native)
     bool same_came;
 
     ls->stops = false;
+    ls->passes = native->has_loop ? 2 : 1; /* the translation makes no more than the interpreter, whose stores
+                                            * are those that are undone */
     soft_copy(ls->fault_jump, cpu->fault_jump, sizeof(ls->fault_jump));
     while (!(same_came = attempt(cpu, native)) && --left > 0) {
         attention |= atomic_exchange(&cpu->attention, 0);
         ls->stops = !ls->translation.raised && !ls->translation.astray;
         ls->stop_at = ls->translation.s.rip;
+        ls->passes = cpu->loop_lockstep == SOFT_LOOP_PASSED ? 2 : 1;
         put_back(cpu);
     }
     soft_copy(cpu->fault_jump, ls->fault_jump, sizeof(ls->fault_jump));

@@ -104,6 +104,10 @@ static bool trap_translated(struct soft_vcpu *cpu, greg_t *regs, uint64_t trap)
 
     if (!at || (trap == VECTOR_PF) != ((at->flags & JIT_POLL) != 0))
         return false;
+    if (at->flags & JIT_LOOP) {
+        regs[REG_RIP] += at->offset;
+        return true;
+    }
     trap_save_guest(cpu, regs, at);
     if (at->flags & JIT_POLL) {
         regs[REG_RSP] = (greg_t)cpu->host_rsp;

@@ -99,6 +99,9 @@ enum soft_where {
 };
 
 #define SOFT_REVOKE_MAX 8u
+#define SOFT_LOOP_RANGES 8u
+#define SOFT_LOOP_SCORES 256u
+#define SOFT_LOOP_PASSED 2u
 
 struct soft_vcpu {
     struct cpu_state s; /* live, except s.xsave while fpu_live; first member: s.gpr is at offset 0 */
@@ -133,7 +136,7 @@ struct soft_vcpu {
     uint64_t stat_insns, stat_blocks, stat_decodes, stat_tlb_misses, stat_faults, stat_exits;
     uint64_t stat_slow, stat_translated, stat_entries;
     uint64_t stat_left_link, stat_left_stale, stat_left_call; /* how translated code was left; else: jumps, requests */
-    uint64_t stat_emptied;
+    uint64_t stat_emptied, stat_loops;
 
     /* vcpu.c */
     bool delivering;            /* `event` is on its way: a fault now is combined with it */
@@ -154,6 +157,10 @@ struct soft_vcpu {
     uint16_t jit_flags;         /* arithmetic flags: OF in the low byte, LAHF's AH in the high one */
     struct soft_thread *host_thread; /* owned */
     struct jit_work *jit_work;  /* owned: the translator's workspace */
+    uint32_t loop_passes;       /* scratch of loops (jit/loop.c) */
+    uint32_t loop_lockstep;     /* 1: a loop's second form may make one pass; then SOFT_LOOP_PASSED */
+    uint64_t loop_range[SOFT_LOOP_RANGES];
+    int32_t loop_score[SOFT_LOOP_SCORES]; /* by the translation's number: what the second form has saved */
     uint64_t jit_generation;    /* of the code when it was last entered: the link it answered is of then */
 
     /* block.c */

@@ -84,7 +84,11 @@ void asm_patch(struct asm_code *a, uint32_t site, uint32_t target);
 void asm_align(struct asm_code *a, unsigned align, unsigned rest);
 void asm_nop5(struct asm_code *a);
 
+#define ASM_CC_B  0x2u
+#define ASM_CC_AE 0x3u
 #define ASM_CC_E  0x4u
 #define ASM_CC_NE 0x5u
+#define ASM_CC_S  0x8u
+#define ASM_CC_GE 0xdu
 
 #endif

@@ -1,5 +1,5 @@
 /* Near control transfer: direct jumps inside a page are linked, all others go through the jump cache. */
-#include "cpu/soft/jit/translate.h"
+#include "cpu/soft/jit/loop.h"
 
 #define ENTRY_SHIFT 5u
 #define JUMP_OFFSET(member) (JIT_CONTEXT(jump) + (int32_t)offsetof(struct soft_jump, member))
@@ -86,7 +86,7 @@ static void jump_indirect(struct jit_translation *t)
 
 /* ---- linked ---- */
 
-static void new_link(struct jit_translation *t, int64_t to, uint32_t site)
+void jit_new_link(struct jit_translation *t, int64_t to, uint32_t site)
 {
     if (t->link_count == JIT_LINKS) {
         t->failed = true;
@@ -96,13 +96,21 @@ static void new_link(struct jit_translation *t, int64_t to, uint32_t site)
         (struct jit_link){.site = site, .to = (uint16_t)to, .flags = t->flags};
 }
 
+static void link_or_close(struct jit_translation *t, int64_t to, uint32_t site)
+{
+    if (jit_loop_closes(t, to))
+        jit_loop_close(t, site);
+    else
+        jit_new_link(t, to, site);
+}
+
 /* The displacement is changed while others execute it: it must not cross a cache line. */
 static void jump_linked(struct jit_translation *t, int64_t to)
 {
     if (t->flags == 0)
         jit_flags_load(t);
     asm_align(&t->a, 4, 3);
-    new_link(t, to, asm_jmp(&t->a, 0));
+    link_or_close(t, to, asm_jmp(&t->a, 0));
 }
 
 static void go_to(struct jit_translation *t, int64_t to)
@@ -113,7 +121,7 @@ static void go_to(struct jit_translation *t, int64_t to)
         leave_page(t, to);
 }
 
-void jit_go_on(struct jit_translation *t, unsigned offset)
+void jit_go_on(struct jit_translation *t, int64_t offset)
 {
     go_to(t, offset);
 }
@@ -168,7 +176,7 @@ void jit_jcc(struct jit_translation *t)
     asm_align(&t->a, 4, 2);
     site = asm_jcc(&t->a, condition, 0);
     if (in_page(away))
-        new_link(t, away, site);
+        link_or_close(t, away, site);
     if (t->i->goes_on) {
         if (!in_page(away))
             t->failed = true;

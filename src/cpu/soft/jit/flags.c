@@ -1,6 +1,13 @@
 /* Where the guest's arithmetic flags are, and how they get elsewhere. */
 #include "cpu/soft/jit/translate.h"
 
+const uint8_t jit_hosts[16] = {
+    [GPR_RAX] = GPR_RAX, [GPR_RCX] = GPR_RCX, [GPR_RDX] = GPR_RDX, [GPR_RBX] = GPR_RBX,
+    [GPR_RSP] = JIT_RSP, [GPR_RBP] = GPR_RBP, [GPR_RSI] = GPR_RSI, [GPR_RDI] = GPR_RDI,
+    [GPR_R8] = JIT_NO_HOST, [GPR_R9] = JIT_NO_HOST, [GPR_R10] = JIT_NO_HOST, [GPR_R11] = JIT_NO_HOST,
+    [GPR_R12] = GPR_R12, [GPR_R13] = GPR_R13, [GPR_R14] = GPR_R14, [GPR_R15] = GPR_R15,
+};
+
 void jit_emit_flags_save(struct asm_code *a)
 {
     static const uint8_t code[] = {
@@ -31,11 +38,11 @@ void jit_emit_flags_load(struct asm_code *a)
 /* ---- recipes ---- */
 
 /* The host's register of an operand that is a general register kept in one; -1: another kind of operand. */
-static int host_register(const ZydisDecodedOperand *op)
+static int host_register(const ZydisDecodedOperand *op, const uint8_t *host)
 {
     int gpr = op->type == ZYDIS_OPERAND_TYPE_REGISTER ? insn_gpr(op->reg.value) : -1;
 
-    return gpr < 0 || jit_in_memory((unsigned)gpr) ? -1 : (int)jit_host((unsigned)gpr);
+    return gpr < 0 || host[gpr] == JIT_NO_HOST ? -1 : host[gpr];
 }
 
 static bool high_byte(const ZydisDecodedOperand *op)
@@ -44,91 +51,85 @@ static bool high_byte(const ZydisDecodedOperand *op)
            op->reg.value <= ZYDIS_REGISTER_BH;
 }
 
-static bool recipe_again(const struct jit_insn *i, struct jit_recipe *r)
+/* Whether the operands are a register and a register or an immediate; notes them. */
+static bool recipe_operands(const struct jit_insn *i, const uint8_t *host, struct jit_recipe *r)
 {
-    int first = host_register(&i->operand[0]), second = host_register(&i->operand[1]);
+    int first = host_register(&i->operand[0], host), second = host_register(&i->operand[1], host);
 
     if (first < 0 || (second < 0 && i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE))
         return false;
-    r->kind = JIT_RECIPE_AGAIN;
+    r->first = (uint8_t)first;
+    r->second = second < 0 ? JIT_NO_HOST : (uint8_t)second;
     r->uses = (uint16_t)(1u << first | (second < 0 ? 0 : 1u << second));
     return true;
 }
 
-static bool recipe_result(const struct jit_insn *i, struct jit_recipe *r)
+static bool recipe_undo(const struct jit_insn *i, const uint8_t *host, struct jit_recipe *r)
 {
-    int first = host_register(&i->operand[0]);
+    return recipe_operands(i, host, r) && i->operand[0].size >= 32 && r->first != r->second &&
+           i->in->imm != (uint64_t)INT32_MIN;
+}
+
+static bool recipe_result(const struct jit_insn *i, const uint8_t *host, struct jit_recipe *r)
+{
+    int first = host_register(&i->operand[0], host);
 
     if (first < 0 || high_byte(&i->operand[0]))
         return false;
-    r->kind = JIT_RECIPE_RESULT;
+    r->first = (uint8_t)first;
     r->uses = (uint16_t)(1u << first);
     return true;
 }
 
-static bool recipe_undo(const struct jit_insn *i, struct jit_recipe *r)
+struct jit_recipe jit_recipe_of(const struct jit_insn *i, const uint8_t *host)
 {
-    int first = host_register(&i->operand[0]), second = host_register(&i->operand[1]);
+    struct jit_recipe r = {.kind = JIT_RECIPE_NONE, .i = i};
 
-    if (first < 0 || i->operand[0].size < 32 || first == second ||
-        (second < 0 && i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE) ||
-        i->in->imm == (uint64_t)INT32_MIN)
-        return false;
-    r->kind = JIT_RECIPE_UNDO;
-    r->uses = (uint16_t)(1u << first | (second < 0 ? 0 : 1u << second));
-    return true;
-}
-
-static void recipe_note(struct jit_translation *t)
-{
-    struct jit_recipe r = {.kind = JIT_RECIPE_NONE, .i = t->i};
-    bool had = false;
-
-    switch (t->i->z.mnemonic) {
+    switch (i->z.mnemonic) {
     case ZYDIS_MNEMONIC_CMP:
     case ZYDIS_MNEMONIC_TEST:
-        had = recipe_again(t->i, &r);
+        if (recipe_operands(i, host, &r))
+            r.kind = JIT_RECIPE_AGAIN;
         break;
     case ZYDIS_MNEMONIC_AND:
     case ZYDIS_MNEMONIC_OR:
     case ZYDIS_MNEMONIC_XOR:
-        had = recipe_result(t->i, &r);
+        if (recipe_result(i, host, &r))
+            r.kind = JIT_RECIPE_RESULT;
         break;
     case ZYDIS_MNEMONIC_ADD:
     case ZYDIS_MNEMONIC_SUB:
-        had = recipe_undo(t->i, &r);
+        if (recipe_undo(i, host, &r))
+            r.kind = JIT_RECIPE_UNDO;
         break;
     default:
         break;
     }
-    t->recipe = r;
-    if (!had)
-        t->recipe.kind = JIT_RECIPE_NONE;
+    return r;
 }
 
-/* CMP and TEST: as they were. RSP may be among the operands. */
-static void emit_again(struct asm_code *a, const struct jit_insn *i)
+/* CMP and TEST: as they were, with the registers where they are. */
+static void emit_again(struct asm_code *a, const struct jit_recipe *recipe)
 {
     struct reencode r = {REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP, false, {0}};
+    const struct jit_insn *i = recipe->i;
 
     for (unsigned k = 0; k < 2; k++) {
         const ZydisDecodedOperand *op = &i->operand[k];
+        uint8_t *field = op->type == ZYDIS_OPERAND_TYPE_REGISTER && !high_byte(op)
+                             ? jit_field_of(&r, op)
+                             : NULL;
 
-        if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || insn_gpr(op->reg.value) != GPR_RSP)
-            continue;
-        if (op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_REG)
-            r.reg = JIT_RSP;
-        else
-            r.rm = JIT_RSP;
+        if (field)
+            *field = k == 0 ? recipe->first : recipe->second;
     }
     reencode(a, &i->z, i->operand, i->bytes, &r);
 }
 
 /* The result's own flags: CF and OF are clear, as after the instruction. */
-static void emit_result(struct asm_code *a, const struct jit_insn *i)
+static void emit_result(struct asm_code *a, const struct jit_recipe *recipe)
 {
-    unsigned reg = (unsigned)host_register(&i->operand[0]);
-    unsigned size = i->operand[0].size;
+    unsigned reg = recipe->first, size = recipe->i->operand[0].size;
 
     if (size == 16)
         asm_byte(a, 0x66);
@@ -142,39 +143,51 @@ static void emit_result(struct asm_code *a, const struct jit_insn *i)
 }
 
 /* Takes the addition or subtraction back into T0 and does it again there. */
-static void emit_undo(struct asm_code *a, const struct jit_insn *i)
+static void emit_undo(struct asm_code *a, const struct jit_recipe *recipe)
 {
-    unsigned reg = (unsigned)host_register(&i->operand[0]);
-    int other = host_register(&i->operand[1]);
+    const struct jit_insn *i = recipe->i;
+    unsigned reg = recipe->first, other = recipe->second;
     bool add = i->z.mnemonic == ZYDIS_MNEMONIC_ADD, w = i->operand[0].size == 64;
     int32_t imm = (int32_t)i->in->imm;
 
-    if (other < 0) {
+    if (other == JIT_NO_HOST) {
         asm_op_mem(a, w, 0x8d, JIT_T0, asm_base(reg, add ? -imm : imm)); /* lea */
         asm_alu_imm(a, w, add ? ASM_ADD : ASM_SUB, JIT_T0, imm);
         return;
     }
     if (add) {
         asm_mov(a, JIT_T0, reg);
-        asm_op_reg(a, w, 0x29, (unsigned)other, JIT_T0);
-        asm_op_reg(a, w, 0x01, (unsigned)other, JIT_T0);
+        asm_op_reg(a, w, 0x29, other, JIT_T0);
+        asm_op_reg(a, w, 0x01, other, JIT_T0);
     } else {
-        asm_op_mem(a, w, 0x8d, JIT_T0, asm_indexed(reg, (unsigned)other, 0));
-        asm_op_reg(a, w, 0x29, (unsigned)other, JIT_T0);
+        asm_op_mem(a, w, 0x8d, JIT_T0, asm_indexed(reg, other, 0));
+        asm_op_reg(a, w, 0x29, other, JIT_T0);
     }
+}
+
+/* INC and DEC: the same; CF is as they left it. */
+static void emit_step(struct asm_code *a, const struct jit_recipe *recipe)
+{
+    bool inc = recipe->i->z.mnemonic == ZYDIS_MNEMONIC_INC, w = recipe->i->operand[0].size == 64;
+
+    asm_op_mem(a, w, 0x8d, JIT_T0, asm_base(recipe->first, inc ? -1 : 1)); /* lea */
+    asm_op_reg(a, w, 0xff, inc ? 0 : 1, JIT_T0);
 }
 
 void jit_emit_recipe(struct asm_code *a, const struct jit_recipe *recipe)
 {
     switch (recipe->kind) {
     case JIT_RECIPE_AGAIN:
-        emit_again(a, recipe->i);
+        emit_again(a, recipe);
         break;
     case JIT_RECIPE_RESULT:
-        emit_result(a, recipe->i);
+        emit_result(a, recipe);
         break;
     case JIT_RECIPE_UNDO:
-        emit_undo(a, recipe->i);
+        emit_undo(a, recipe);
+        break;
+    case JIT_RECIPE_STEP:
+        emit_step(a, recipe);
         break;
     default:
         BUG("no recipe");
@@ -239,7 +252,7 @@ void jit_flags_after(struct jit_translation *t)
 {
     if (t->i->flags_written) {
         t->flags = JIT_LIVE;
-        recipe_note(t);
+        t->recipe = jit_recipe_of(t->i, jit_hosts);
     } else if (host_set(t->i->written) & t->recipe.uses) {
         t->recipe.kind = JIT_RECIPE_NONE;
     }

@@ -63,16 +63,17 @@ struct jit_link {
 /* Where the host may fault, and what is then to be known. */
 struct jit_trap {
     uint32_t at;     /* offset in the buffer of the host instruction */
-    uint16_t offset; /* of the guest's instruction in its page */
-    uint8_t flags;   /* JIT_LIVE, JIT_SAVED; JIT_POLL: a request for attention */
+    uint16_t offset; /* of the guest's instruction in its page; JIT_LOOP: from here to the code that goes on */
+    uint8_t flags;   /* JIT_LIVE, JIT_SAVED; JIT_POLL: a request for attention; JIT_LOOP: in a loop's second form */
 };
 
 #define JIT_LIVE  0x01u /* in the host's flags register */
 #define JIT_SAVED 0x02u /* in jit_flags */
 #define JIT_POLL  0x80u
+#define JIT_LOOP  0x40u
 
 #define JIT_PARTS 8u  /* blocks in one translation */
-#define JIT_LINKS 10u
+#define JIT_LINKS 20u
 
 /*
  * A translation: of a block, and of what usually follows it in the same page, up to JIT_PARTS blocks. It is entered at
@@ -83,6 +84,7 @@ struct soft_native {
     struct soft_native *next_of_part[JIT_PARTS]; /* cache lock: list of those in which the block is not the head */
     uint8_t part_count, link_count;
     bool removed;          /* cache lock; the vCPU that executes it looks after each call */
+    bool has_loop;         /* a second form of its body (loop.h) */
     bool prefers_saved;    /* when a jump has the flags in both places */
     uint32_t number;       /* counts translations since the last reset, from 1 */
     uint32_t start, end;   /* offsets in the buffer */

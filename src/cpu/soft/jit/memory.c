@@ -17,7 +17,7 @@ const ZydisDecodedOperand *jit_memory_operand(const struct jit_insn *i)
     return NULL;
 }
 
-static bool in_segment(const ZydisDecodedOperand *op)
+bool jit_in_segment(const ZydisDecodedOperand *op)
 {
     return op->mem.segment == ZYDIS_REGISTER_FS || op->mem.segment == ZYDIS_REGISTER_GS;
 }
@@ -27,7 +27,7 @@ static bool fits(int64_t value)
     return value == (int32_t)value;
 }
 
-static int64_t displacement(const struct jit_insn *i, const ZydisDecodedOperand *op)
+int64_t jit_displacement(const struct jit_insn *i, const ZydisDecodedOperand *op)
 {
     if (op->mem.base == ZYDIS_REGISTER_RIP)
         return op->mem.disp.value + i->offset + i->z.length; /* from the page on */
@@ -37,7 +37,7 @@ static int64_t displacement(const struct jit_insn *i, const ZydisDecodedOperand 
 bool jit_memory_supported(const struct jit_insn *i, const ZydisDecodedOperand *op)
 {
     return i->z.address_width == 64 && op->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM &&
-           fits(displacement(i, op)) && (op->mem.base == ZYDIS_REGISTER_NONE ||
+           fits(jit_displacement(i, op)) && (op->mem.base == ZYDIS_REGISTER_NONE ||
            op->mem.base == ZYDIS_REGISTER_RIP || insn_gpr(op->mem.base) >= 0) &&
            (op->mem.index == ZYDIS_REGISTER_NONE || insn_gpr(op->mem.index) >= 0);
 }
@@ -45,7 +45,7 @@ bool jit_memory_supported(const struct jit_insn *i, const ZydisDecodedOperand *o
 void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsigned reg)
 {
     int base = insn_gpr(op->mem.base), index = insn_gpr(op->mem.index);
-    struct asm_mem m = {ASM_NONE, ASM_NONE, 0, false, (int32_t)displacement(t->i, op)};
+    struct asm_mem m = {ASM_NONE, ASM_NONE, 0, false, (int32_t)jit_displacement(t->i, op)};
 
     if (op->mem.base == ZYDIS_REGISTER_RIP) {
         asm_load(&t->a, reg, JIT_FIELD(code_page));
@@ -66,7 +66,7 @@ void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsig
         }
     }
     asm_lea(&t->a, reg, m);
-    if (!in_segment(op))
+    if (!jit_in_segment(op))
         return;
     asm_load(&t->a, JIT_T1,
              op->mem.segment == ZYDIS_REGISTER_FS ? JIT_FIELD(s.seg[SEG_FS].base)
@@ -79,13 +79,10 @@ bool jit_is_simple(const ZydisDecodedOperand *op)
     int base = insn_gpr(op->mem.base);
 
     return base >= 0 && !jit_in_memory((unsigned)base) && op->mem.index == ZYDIS_REGISTER_NONE &&
-           !in_segment(op);
+           !jit_in_segment(op);
 }
 
-/* Compares the tag for `size` bytes at [host + disp]: T1 is the entry's offset. Entry by the page of the first byte, tag by
- * that of the last: crossing a page misses. Answers the jump taken on a miss. */
-static uint32_t compare_tag(struct asm_code *a, unsigned host, int32_t disp, unsigned size,
-                            bool write)
+uint32_t jit_compare_tag(struct asm_code *a, unsigned host, int32_t disp, unsigned size, bool write)
 {
     unsigned address = host;
 
@@ -105,16 +102,16 @@ static uint32_t compare_tag(struct asm_code *a, unsigned host, int32_t disp, uns
     return asm_jcc(a, ASM_CC_NE, 0);
 }
 
-static void load_addend(struct asm_code *a, unsigned reg)
+void jit_load_addend(struct asm_code *a, unsigned reg)
 {
     asm_load(a, reg, asm_indexed(JIT_CTX, JIT_T1, TLB_OFFSET(addend)));
 }
 
 uint32_t jit_look_up_window(struct jit_translation *t, const struct jit_window *w)
 {
-    uint32_t miss = compare_tag(&t->a, w->host, w->lo, (unsigned)(w->hi - w->lo), w->write);
+    uint32_t miss = jit_compare_tag(&t->a, w->host, w->lo, (unsigned)(w->hi - w->lo), w->write);
 
-    load_addend(&t->a, JIT_T2);
+    jit_load_addend(&t->a, JIT_T2);
     return miss;
 }
 
@@ -131,8 +128,8 @@ struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_
         t->work->cold[*cold].window = t->window;
         return asm_indexed(host, JIT_T2, disp);
     }
-    *cold = jit_cold_call(t, compare_tag(&t->a, host, disp, size, write));
-    load_addend(&t->a, JIT_T1);
+    *cold = jit_cold_call(t, jit_compare_tag(&t->a, host, disp, size, write));
+    jit_load_addend(&t->a, JIT_T1);
     return asm_indexed(host, JIT_T1, disp);
 }
 
@@ -141,7 +138,7 @@ static bool address_needs_t1(const ZydisDecodedOperand *op)
 {
     int index = insn_gpr(op->mem.index);
 
-    return in_segment(op) || (index >= 0 && jit_in_memory((unsigned)index));
+    return jit_in_segment(op) || (index >= 0 && jit_in_memory((unsigned)index));
 }
 
 static struct asm_mem look_up_beside_window(struct jit_translation *t,
@@ -150,8 +147,8 @@ static struct asm_mem look_up_beside_window(struct jit_translation *t,
 {
     jit_flags_free(t);
     jit_address(t, op, JIT_T0);
-    *cold = jit_cold_call(t, compare_tag(&t->a, JIT_T0, 0, op->size / 8u, write));
-    load_addend(&t->a, JIT_T1);
+    *cold = jit_cold_call(t, jit_compare_tag(&t->a, JIT_T0, 0, op->size / 8u, write));
+    jit_load_addend(&t->a, JIT_T1);
     jit_address(t, op, JIT_T0);
     return asm_indexed(JIT_T0, JIT_T1, 0);
 }

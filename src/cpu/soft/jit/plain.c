@@ -14,7 +14,7 @@ struct plan {
     unsigned loans;
 };
 
-static uint8_t *field_of(struct reencode *r, const ZydisDecodedOperand *op)
+uint8_t *jit_field_of(struct reencode *r, const ZydisDecodedOperand *op)
 {
     switch (op->encoding) {
     case ZYDIS_OPERAND_ENCODING_MODRM_REG:
@@ -63,7 +63,7 @@ static bool plan_registers(struct plan *plan, const struct jit_insn *i, const ui
 
         if (gpr < 0 || (gpr != GPR_RSP && !jit_in_memory((unsigned)gpr)))
             continue;
-        field = field_of(&plan->r, op);
+        field = jit_field_of(&plan->r, op);
         if (field && gpr == GPR_RSP) {
             *field = JIT_RSP;
             continue;

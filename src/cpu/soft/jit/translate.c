@@ -1,5 +1,5 @@
 /* One block from guest to host code: decode, choose where its entries have the flags, translate, finish. */
-#include "cpu/soft/jit/translate.h"
+#include "cpu/soft/jit/loop.h"
 
 #include "cpu/soft/vm.h"
 
@@ -47,7 +47,7 @@ void jit_trap_here(struct jit_translation *t, unsigned flags)
         (struct jit_trap){.at = t->a.at, .offset = t->i->offset, .flags = (uint8_t)flags};
 }
 
-static void call_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
+void jit_call_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
 {
     asm_byte(&t->a, 0xe8);
     asm_u32(&t->a, t->jit->thunk[thunk] - (t->a.at + 4));
@@ -64,10 +64,16 @@ static void emit_site(struct jit_translation *t, const struct jit_insn *i, uint3
     asm_byte(&t->a, i->index);
 }
 
+void jit_call_for_good(struct jit_translation *t, const struct jit_insn *i)
+{
+    jit_call_thunk(t, JIT_CALL_LIVE);
+    emit_site(t, i, 0);
+}
+
 void jit_call_interpreter(struct jit_translation *t)
 {
     jit_flags_save(t);
-    call_thunk(t, JIT_CALL);
+    jit_call_thunk(t, JIT_CALL);
     emit_site(t, t->i, t->a.at + (uint32_t)sizeof(struct jit_site));
     t->flags = JIT_LIVE | JIT_SAVED;
     t->recipe.kind = JIT_RECIPE_NONE;
@@ -195,7 +201,7 @@ static struct soft_block *follow(const struct jit_translation *t, struct jit_ins
 
 static void decode_parts(struct jit_translation *t)
 {
-    for (;;) {
+    while (!jit_loop_find(t)) {
         struct jit_insn *last = &t->work->insn[t->insn_count - 1];
         struct soft_block *block = follow(t, last);
 
@@ -360,7 +366,8 @@ static void emit_body(struct jit_translation *t)
         translate_one(t);
     }
     if (!transfers(last))
-        jit_go_on(t, (unsigned)last->offset + last->in->length);
+        jit_go_on(t, last->offset + last->in->length);
+    jit_loop_emit(t);
 }
 
 /* ---- what is off the path ---- */
@@ -383,14 +390,14 @@ static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold
     if (cold->flags == 0)
         jit_emit_recipe(&t->a, &cold->recipe);
     if (cold->kind == JIT_COLD_CALL && cold->window.open && cold->resume) {
-        call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
+        jit_call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
         emit_site(t, i, t->a.at + (uint32_t)sizeof(struct jit_site));
         resume_with_window(t, cold);
     } else if (cold->kind == JIT_COLD_CALL) {
-        call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
+        jit_call_thunk(t, live ? JIT_CALL_LIVE : JIT_CALL);
         emit_site(t, i, cold->resume);
     } else {
-        call_thunk(t, live ? JIT_EXIT_AT_LIVE : JIT_EXIT_AT);
+        jit_call_thunk(t, live ? JIT_EXIT_AT_LIVE : JIT_EXIT_AT);
         asm_u16(&t->a, i->offset);
     }
 }
@@ -402,7 +409,7 @@ static void emit_links(struct jit_translation *t)
 
         link->unlinked = t->a.at;
         asm_patch(&t->a, link->site, t->a.at);
-        call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
+        jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
         asm_u16(&t->a, (uint16_t)(t->a.at - t->native->start));
         asm_u16(&t->a, (uint16_t)k);
     }

@@ -32,6 +32,10 @@ static inline unsigned jit_host(unsigned gpr)
     return gpr == GPR_RSP ? JIT_RSP : gpr;
 }
 
+/* The same as a table. */
+#define JIT_NO_HOST 0xffu
+extern const uint8_t jit_hosts[16];
+
 /* Offset from JIT_CTX of a member of struct soft_context. */
 #define JIT_CONTEXT(member)                                                                        \
     ((int32_t)offsetof(struct soft_context, member) - (int32_t)SOFT_CONTEXT_STACK)
@@ -81,9 +85,16 @@ struct jit_insn {
  * Valid as long as the registers in `uses` are not written.
  */
 struct jit_recipe {
-    enum { JIT_RECIPE_NONE, JIT_RECIPE_AGAIN, JIT_RECIPE_RESULT, JIT_RECIPE_UNDO } kind;
+    enum {
+        JIT_RECIPE_NONE,
+        JIT_RECIPE_AGAIN,
+        JIT_RECIPE_RESULT,
+        JIT_RECIPE_UNDO,
+        JIT_RECIPE_STEP /* loop.c: only while the host's CF is the guest's */
+    } kind;
     const struct jit_insn *i;
-    uint16_t uses; /* bit set of host registers */
+    uint8_t first, second; /* host registers of its operands; second: JIT_NO_HOST for an immediate */
+    uint16_t uses;         /* bit set of host registers */
 };
 
 /* A range around a register whose addresses T2 turns into the host's (window.c). */
@@ -109,9 +120,51 @@ struct jit_cold {
     uint8_t flags_after;      /* where the flags are to be then */
 };
 
+/* A range of addresses that a pass of a loop touches, from base + (index << scale) at its head; -1: no such register. */
+struct jit_range {
+    int8_t base, index;
+    uint8_t scale;
+    bool rip;         /* relative to the page of the code instead of a base */
+    bool write;
+    uint8_t host;     /* the register that has what to add */
+    int32_t lo, hi;
+    int32_t step;     /* bytes from pass to pass */
+};
+
+/* The flags in a loop's second form: in the host's register, or by the recipe, or else lost. */
+struct jit_loop_flags {
+    bool live;
+    struct jit_recipe recipe;
+};
+
+struct jit_loop_exit {
+    bool trap;
+    uint32_t site;    /* a trap's number, or a jump's displacement */
+    int32_t to;       /* of a jump: offset in the page */
+    uint8_t insn;     /* of a trap: the instruction */
+    struct jit_loop_flags flags; /* of a trap; at jumps they are live */
+};
+
+#define JIT_LOOP_RANGES SOFT_LOOP_RANGES
+#define JIT_LOOP_EXITS  128u
+
+/* loop.h */
+struct jit_loop {
+    bool found;
+    uint8_t flags_back;       /* where the flags are at `back` */
+    uint32_t back;            /* the jump that closes it: offset of the displacement; 0: none yet */
+    uint16_t used, written;   /* bit sets of the guest's general registers */
+    uint16_t wild;            /* changed by who knows what */
+    uint16_t lent;            /* whose host register serves something else meanwhile */
+    uint8_t host[16];         /* where each is, in the second form */
+    int64_t step[16];         /* by how much each changes in a pass */
+    struct jit_range range[JIT_LOOP_RANGES];
+    unsigned ranges, exits, fails;
+};
+
 #define JIT_INSNS     96u
 #define JIT_COLD_MAX  (JIT_INSNS * 2u)
-#define JIT_TRAPS_MAX (JIT_INSNS * 2u)
+#define JIT_TRAPS_MAX (JIT_INSNS * 3u)
 
 /* Owned by the vCPU: too large for the stack. */
 struct jit_work {
@@ -119,6 +172,9 @@ struct jit_work {
     struct jit_link link[JIT_LINKS];
     struct jit_cold cold[JIT_COLD_MAX];
     struct jit_trap trap[JIT_TRAPS_MAX];
+    struct jit_loop loop;
+    struct jit_loop_exit loop_exit[JIT_LOOP_EXITS];
+    uint32_t loop_fail[JIT_LOOP_RANGES + 2];
 };
 
 struct jit_translation {
@@ -150,6 +206,8 @@ void jit_flags_load(struct jit_translation *t);
 /* Before and after the code of each instruction: it may overwrite what the recipe needs, or make new flags. */
 void jit_flags_before(struct jit_translation *t);
 void jit_flags_after(struct jit_translation *t);
+/* How to have the flags again that the instruction made; `host`: where each guest register is. */
+struct jit_recipe jit_recipe_of(const struct jit_insn *i, const uint8_t *host);
 /* Has the flags again in the host's register; T0. */
 void jit_emit_recipe(struct asm_code *a, const struct jit_recipe *recipe);
 /* The flags between jit_flags and the host's register; T0. */
@@ -173,6 +231,16 @@ struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand 
 struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
                                 unsigned size, bool write, unsigned *cold);
 
+/* Whether the bytes can be accessed that begin at [host + disp]: T1 is the offset of their entry. The first byte tells the
+ * entry, the last its tag, so that crossing a page misses. Answers the jump taken on a miss. T0; the flags. */
+uint32_t jit_compare_tag(struct asm_code *a, unsigned host, int32_t disp, unsigned size, bool write);
+/* What that entry adds to addresses. */
+void jit_load_addend(struct asm_code *a, unsigned reg);
+/* The displacement of an operand; one that is relative to RIP counts from the page on. */
+int64_t jit_displacement(const struct jit_insn *i, const ZydisDecodedOperand *op);
+/* In FS or GS. */
+bool jit_in_segment(const ZydisDecodedOperand *op);
+
 /* The look-up of a window into T2, flags clobbered; answers the jump taken when it fails. T0, T1. */
 uint32_t jit_look_up_window(struct jit_translation *t, const struct jit_window *window);
 
@@ -188,6 +256,8 @@ bool jit_window_open(struct jit_translation *t, unsigned host, int32_t disp, uns
 bool jit_window_active(const struct jit_translation *t);
 /* After each instruction. */
 void jit_window_after(struct jit_translation *t);
+/* By how much the instruction changes the guest's register; false: who knows. */
+bool jit_change_of(const struct jit_insn *i, unsigned gpr, int64_t *by);
 
 /* ---- translate.c ---- */
 
@@ -196,8 +266,11 @@ unsigned jit_cold_call(struct jit_translation *t, uint32_t site);
 /* It comes back here. */
 void jit_cold_resume(struct jit_translation *t, unsigned cold);
 void jit_trap_here(struct jit_translation *t, unsigned flags);
+void jit_call_thunk(struct jit_translation *t, enum soft_jit_thunk thunk);
 /* Hands the current instruction to the interpreter. */
 void jit_call_interpreter(struct jit_translation *t);
+/* Hands an instruction to the interpreter and does not go on after it. The flags are live. */
+void jit_call_for_good(struct jit_translation *t, const struct jit_insn *i);
 void jit_to_thunk_if(struct jit_translation *t, unsigned condition, enum soft_jit_thunk thunk);
 /* Leaves before the current instruction when the vCPU is wanted. */
 void jit_poll(struct jit_translation *t);
@@ -209,6 +282,8 @@ void jit_classify(struct jit_insn *i);
 /* ---- plain.c, stack.c, branch.c: one class each ---- */
 
 void jit_plain(struct jit_translation *t);
+/* What replaces the register of this operand; NULL: it is in no field. */
+uint8_t *jit_field_of(struct reencode *r, const ZydisDecodedOperand *op);
 void jit_lea(struct jit_translation *t);
 void jit_push(struct jit_translation *t);
 void jit_pop(struct jit_translation *t);
@@ -219,7 +294,9 @@ void jit_jcc(struct jit_translation *t);
 void jit_call_near(struct jit_translation *t);
 void jit_ret(struct jit_translation *t);
 /* The block ends before `offset`, which may be the page's size. */
-void jit_go_on(struct jit_translation *t, unsigned offset);
+void jit_go_on(struct jit_translation *t, int64_t offset);
+/* The jump whose displacement is at `site` leads to this offset in the page. */
+void jit_new_link(struct jit_translation *t, int64_t to, uint32_t site);
 /* Whether the instruction is a direct branch inside the page, and to where; `back`: it may close a circle. */
 bool jit_branch_target(const struct jit_insn *i, unsigned *offset, bool *back);
 

@@ -56,13 +56,6 @@ static bool access_of(const struct jit_insn *i, struct access *out)
     }
 }
 
-static bool writes_host(const struct jit_insn *i, unsigned host)
-{
-    unsigned gpr = host == JIT_RSP ? (unsigned)GPR_RSP : host;
-
-    return i->written >> gpr & 1u;
-}
-
 static bool changes_by_immediate(const struct jit_insn *i)
 {
     return (i->z.mnemonic == ZYDIS_MNEMONIC_ADD || i->z.mnemonic == ZYDIS_MNEMONIC_SUB) &&
@@ -70,15 +63,26 @@ static bool changes_by_immediate(const struct jit_insn *i)
            i->operand[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 }
 
-/* By how much the instruction changes the register; false: who knows. */
-static bool change_of(const struct jit_insn *i, unsigned host, int64_t *by)
+static bool change_of_plain(const struct jit_insn *i, int64_t *by)
+{
+    bool inc = i->z.mnemonic == ZYDIS_MNEMONIC_INC, dec = i->z.mnemonic == ZYDIS_MNEMONIC_DEC;
+
+    if (inc || dec) {
+        *by = inc ? 1 : -1;
+        return i->operand[0].size == 64;
+    }
+    *by = i->z.mnemonic == ZYDIS_MNEMONIC_SUB ? -(int64_t)i->in->imm : (int64_t)i->in->imm;
+    return changes_by_immediate(i);
+}
+
+bool jit_change_of(const struct jit_insn *i, unsigned gpr, int64_t *by)
 {
     const ZydisDecodedOperand *lea = &i->operand[1];
 
     *by = 0;
     if (i->class == JIT_INTERPRET || i->class == JIT_LEAVE_FRAME)
         return false;
-    if (!writes_host(i, host))
+    if (!(i->written >> gpr & 1u))
         return true;
     switch (i->class) {
     case JIT_PUSH:
@@ -86,10 +90,9 @@ static bool change_of(const struct jit_insn *i, unsigned host, int64_t *by)
         return true;
     case JIT_POP:
         *by = 8;
-        return host == JIT_RSP && insn_gpr(i->operand[0].reg.value) != GPR_RSP;
+        return gpr == GPR_RSP && insn_gpr(i->operand[0].reg.value) != GPR_RSP;
     case JIT_PLAIN:
-        *by = i->z.mnemonic == ZYDIS_MNEMONIC_SUB ? -(int64_t)i->in->imm : (int64_t)i->in->imm;
-        return changes_by_immediate(i);
+        return change_of_plain(i, by);
     case JIT_LEA:
         *by = lea->mem.disp.value;
         return i->operand[0].size == 64 && lea->mem.index == ZYDIS_REGISTER_NONE &&
@@ -97,6 +100,12 @@ static bool change_of(const struct jit_insn *i, unsigned host, int64_t *by)
     default:
         return false;
     }
+}
+
+/* The same for the register of a window. */
+static bool change_of(const struct jit_insn *i, unsigned host, int64_t *by)
+{
+    return jit_change_of(i, host == JIT_RSP ? (unsigned)GPR_RSP : host, by);
 }
 
 static int64_t least(int64_t a, int64_t b)
