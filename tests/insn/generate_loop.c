@@ -87,10 +87,28 @@ static void stream_step(struct generate_stream *s, unsigned gpr)
     }
 }
 
+/* movzx index, byte [pointer]: what it is added to moves with the data. */
+static void stream_index(struct generate_stream *s)
+{
+    unsigned to = choose(s->g, s->g->indexes), from = choose(s->g, s->g->pointers);
+    uint8_t b[6] = {(uint8_t)(0x40 | (to >> 3) << 2 | from >> 3), 0x0f, 0xb6,
+                    (uint8_t)(0x40 | (to & 7) << 3 | (from & 7)), 0, 0};
+    unsigned len = 5;
+
+    if ((from & 7) == 4) { /* SIB */
+        b[4] = 0x24;
+        len = 6;
+    }
+    stream_bytes(s, b, len, DIFF_INTEGER);
+}
+
 static void stream_body(struct generate_stream *s, unsigned families, unsigned counter)
 {
     unsigned want = s->c->count + 1 + generate_below(s->g->r, LOOP_BODY);
     struct generate_insn insn;
+
+    if (generate_below(s->g->r, 2))
+        stream_index(s);
 
     while (s->c->count < want) {
         if (generate_insn(s->g, &insn, generate_family_among(s->g, families)) && !names(&insn, counter))

@@ -160,6 +160,11 @@ struct soft_vcpu {
     uint32_t loop_passes;       /* scratch of loops (jit/loop.c) */
     uint32_t loop_lockstep;     /* 1: a loop's second form may make one pass; then SOFT_LOOP_PASSED */
     uint64_t loop_range[SOFT_LOOP_RANGES];
+    struct {
+        uint64_t page;          /* linear address */
+        uint64_t limit;         /* operands that begin less bytes after it lie inside; 0: none yet */
+        uint64_t addend;
+    } loop_wild[SOFT_LOOP_RANGES];
     int32_t loop_score[SOFT_LOOP_SCORES]; /* by the translation's number: what the second form has saved */
     uint64_t jit_generation;    /* of the code when it was last entered: the link it answered is of then */
 

@@ -7,9 +7,9 @@
 #define PASSES_MIN  4    /* fewer are not worth it */
 #define SCORE_COST  12   /* passes that must come of a look-up to pay for it */
 #define SCORE_FIRST 400
-#define SCORE_MAX   (1 << 20)
+#define SCORE_MAX   (1 << 14)
+#define SCORE_MISS  2    /* passes that a look-up on the way costs */
 #define RANGE_MAX   2048 /* bytes that one pass may touch near one address, and that it may move */
-#define COUNTER     JIT_T1 /* from minus the passes up to zero */
 
 #define NO_REGISTER (-1)
 
@@ -118,8 +118,13 @@ static bool merge(struct jit_range *into, const struct jit_range *r)
 static bool add_range(struct jit_loop *loop, const struct jit_range *r)
 {
     for (unsigned k = 0; k < loop->ranges; k++) {
-        if (same_registers(&loop->range[k], r))
-            return merge(&loop->range[k], r);
+        struct jit_range merged = loop->range[k];
+
+        if (!same_registers(&merged, r))
+            continue;
+        if (merge(&merged, r))
+            loop->range[k] = merged;
+        return merge(&merged, r);
     }
     if (loop->ranges == JIT_LOOP_RANGES)
         return false;
@@ -127,7 +132,26 @@ static bool add_range(struct jit_loop *loop, const struct jit_range *r)
     return true;
 }
 
-static bool find_ranges(const struct jit_translation *t, struct jit_loop *loop)
+static bool add_wild(struct jit_loop *loop, const struct jit_insn *i, unsigned insn,
+                     const ZydisDecodedOperand *op)
+{
+    struct jit_wild *wild = &loop->wild_access[loop->wilds];
+    int64_t disp = jit_displacement(i, op);
+
+    if (loop->wilds == JIT_LOOP_RANGES || op->size == 0 || op->mem.base == ZYDIS_REGISTER_RIP)
+        return false;
+    loop->wilds++;
+    *wild = (struct jit_wild){.insn = (uint8_t)insn,
+                              .at = {.base = (int8_t)insn_gpr(op->mem.base),
+                                     .index = (int8_t)insn_gpr(op->mem.index),
+                                     .write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE,
+                                     .lo = (int32_t)disp, .hi = (int32_t)disp + op->size / 8}};
+    if (wild->at.index >= 0)
+        wild->at.scale = (uint8_t)__builtin_ctz(op->mem.scale);
+    return true;
+}
+
+static bool find_accesses(const struct jit_translation *t, struct jit_loop *loop)
 {
     int64_t moved[16] = {0}, by;
 
@@ -137,14 +161,15 @@ static bool find_ranges(const struct jit_translation *t, struct jit_loop *loop)
             i->class == JIT_PLAIN || i->class == JIT_VECTOR ? jit_memory_operand(i) : NULL;
         struct jit_range r;
 
-        if (op && (!range_of(loop, i, op, moved, &r) || !add_range(loop, &r)))
+        if (op && !(range_of(loop, i, op, moved, &r) && add_range(loop, &r)) &&
+            !add_wild(loop, i, k, op))
             return false;
         for (unsigned gpr = 0; gpr < 16; gpr++) {
             if (jit_change_of(i, gpr, &by))
                 moved[gpr] += by;
         }
     }
-    return loop->ranges > 0;
+    return loop->ranges + loop->wilds > 0;
 }
 
 /* ---- registers ---- */
@@ -157,9 +182,10 @@ static int take(struct jit_loop *loop, unsigned *next)
 
     if ((*next)++ == 0)
         return JIT_T2;
-    for (; *next - 2 < sizeof(order); ++*next) {
-        unsigned gpr = order[*next - 2];
+    while (*next - 1 < sizeof(order)) {
+        unsigned gpr = order[*next - 1];
 
+        ++*next;
         if (loop->used >> gpr & 1u)
             continue;
         loop->lent |= (uint16_t)(1u << gpr);
@@ -168,10 +194,13 @@ static int take(struct jit_loop *loop, unsigned *next)
     return NO_REGISTER;
 }
 
+/* T0 is scratch, and T1 if an access is wild. */
 static bool place_registers(struct jit_loop *loop)
 {
     unsigned next = 0;
+    int counter = loop->wilds ? take(loop, &next) : (int)JIT_T1;
 
+    loop->counter = (uint8_t)counter;
     for (unsigned gpr = 0; gpr < 16; gpr++) {
         int host = jit_hosts[gpr];
 
@@ -204,16 +233,18 @@ bool jit_loop_find(struct jit_translation *t)
     struct jit_loop *loop = &t->work->loop;
     const struct jit_insn *first = &t->work->insn[0], *last = &t->work->insn[t->insn_count - 1];
 
-    *loop = (struct jit_loop){.found = false};
+    loop->found = false;
+    loop->back = 0;
     if (t->insn_count == 0 || (last->class != JIT_JCC && last->class != JIT_JMP) ||
         !leads_to(last, first->offset))
         return false;
+    *loop = (struct jit_loop){.found = false};
     for (unsigned k = 0; k < t->insn_count; k++) {
         if (!allowed(&t->work->insn[k]))
             return false;
         note_registers(loop, &t->work->insn[k]);
     }
-    loop->found = find_ranges(t, loop) && place_registers(loop);
+    loop->found = find_accesses(t, loop) && place_registers(loop);
     return loop->found;
 }
 
@@ -227,6 +258,16 @@ void jit_loop_close(struct jit_translation *t, uint32_t site)
 {
     t->work->loop.back = site;
     t->work->loop.flags_back = t->flags;
+}
+
+/* Its number, if the instruction's access is wild; or -1. */
+static int wild_of(const struct jit_loop *loop, unsigned insn)
+{
+    for (unsigned k = 0; k < loop->wilds; k++) {
+        if (loop->wild_access[k].insn == insn)
+            return (int)k;
+    }
+    return -1;
 }
 
 /* ---- flags ---- */
@@ -267,14 +308,78 @@ static void recipe_step(const struct jit_loop *loop, const struct jit_insn *i, s
         r->kind = JIT_RECIPE_NONE;
 }
 
-/* How the flags can be had at the head, where the count of passes has clobbered them. */
-static struct jit_recipe recipe_at_head(const struct jit_translation *t)
+/* Where the flags are at the head, after the count of passes has clobbered them. */
+static struct jit_loop_flags flags_at_head(const struct jit_translation *t)
 {
     struct jit_recipe r = {.kind = JIT_RECIPE_NONE};
 
     for (unsigned k = 0; k < t->insn_count; k++)
         recipe_step(&t->work->loop, &t->work->insn[k], &r);
-    return r;
+    if (r.kind == JIT_RECIPE_STEP && t->work->loop.wilds > 0)
+        r.kind = JIT_RECIPE_NONE; /* CF will be lost */
+    return (struct jit_loop_flags){.saved = r.kind == JIT_RECIPE_NONE, .recipe = r};
+}
+
+/* Has the flags in the host's register. T0. */
+static void flags_live(struct jit_translation *t, struct jit_loop_flags *flags)
+{
+    if (flags->live)
+        return;
+    if (flags->saved)
+        jit_emit_flags_load(&t->a);
+    else
+        jit_emit_recipe(&t->a, &flags->recipe);
+    flags->live = true;
+}
+
+static void flags_saved(struct jit_translation *t, struct jit_loop_flags *flags)
+{
+    if (flags->saved)
+        return;
+    flags_live(t, flags);
+    jit_emit_flags_save(&t->a);
+    flags->saved = true;
+}
+
+/* The host's may be clobbered. */
+static void flags_free(struct jit_translation *t, struct jit_loop_flags *flags)
+{
+    if (flags->recipe.kind == JIT_RECIPE_NONE || flags->recipe.kind == JIT_RECIPE_STEP)
+        flags_saved(t, flags);
+    flags->live = false;
+}
+
+/* Whether the pass may be left, or the flags read, before they are made anew after the current instruction. */
+static bool flags_needed(const struct jit_translation *t)
+{
+    for (unsigned k = t->index + 1; k < t->insn_count; k++) {
+        const struct jit_insn *i = &t->work->insn[k];
+
+        if (i->flags_read || i->class == JIT_VECTOR || wild_of(&t->work->loop, k) >= 0)
+            return true;
+        if (i->flags_written)
+            return false;
+    }
+    return true;
+}
+
+/* Before an instruction that spoils the recipe. */
+static void flags_keep(struct jit_translation *t, struct jit_loop_flags *flags)
+{
+    const struct jit_insn *i = t->i;
+
+    if ((!flags->live || wild_of(&t->work->loop, t->index) >= 0) && !flags->saved &&
+        !i->flags_written && overwrites(&t->work->loop, i, flags->recipe.uses) && flags_needed(t))
+        flags_saved(t, flags);
+}
+
+static void flags_after(const struct jit_translation *t, struct jit_loop_flags *flags)
+{
+    recipe_step(&t->work->loop, t->i, &flags->recipe);
+    if (!t->i->flags_written)
+        return;
+    flags->live = true;
+    flags->saved = false;
 }
 
 /* ---- before the first pass ---- */
@@ -288,6 +393,17 @@ static struct asm_mem score_of(const struct jit_translation *t)
 static struct asm_mem range_slot(unsigned k)
 {
     return asm_gs(offsetof(struct soft_vcpu, loop_range) + k * sizeof(uint64_t));
+}
+
+enum wild_field {
+    WILD_PAGE = offsetof(struct soft_vcpu, loop_wild[0].page),
+    WILD_LIMIT = offsetof(struct soft_vcpu, loop_wild[0].limit),
+    WILD_ADDEND = offsetof(struct soft_vcpu, loop_wild[0].addend),
+};
+
+static struct asm_mem wild_field(unsigned k, enum wild_field field)
+{
+    return asm_gs(field + k * sizeof(((struct soft_vcpu *)NULL)->loop_wild[0]));
 }
 
 /* The address of the range's first byte into T2. T1. */
@@ -349,14 +465,16 @@ static void limit_passes(struct asm_code *a, const struct jit_range *r)
 }
 
 /* An instruction's operand lacks room for a third register beside base and index: whichever of them stays the same is added
- * to the addend. */
-enum part_of_range { WITH_NEITHER, WITH_BASE, WITH_INDEX };
+ * to the addend. WITH_BOTH: neither does. */
+enum part_of_range { WITH_NEITHER, WITH_BASE, WITH_INDEX, WITH_BOTH };
 
 static enum part_of_range part_of(const struct jit_loop *loop, const struct jit_range *r)
 {
     if (r->index < 0)
         return r->rip ? WITH_BASE : WITH_NEITHER;
-    return stays(loop, r->base) ? WITH_BASE : WITH_INDEX;
+    if (stays(loop, r->base))
+        return WITH_BASE;
+    return stays(loop, r->index) ? WITH_INDEX : WITH_BOTH;
 }
 
 static void add_register(struct asm_code *a, int gpr)
@@ -506,8 +624,10 @@ static void before_passes(struct jit_translation *t)
     else
         store_imm32(a, JIT_FIELD(loop_lockstep), SOFT_LOOP_PASSED);
     asm_op_reg(a, true, 0xf7, 3, JIT_T0); /* neg */
+    for (unsigned k = 0; k < loop->wilds; k++)
+        store_imm32(a, wild_field(k, WILD_LIMIT), 0);
     registers_in(t);
-    asm_mov(a, COUNTER, JIT_T0);
+    asm_mov(a, loop->counter, JIT_T0);
 }
 
 /* ---- the passes ---- */
@@ -520,6 +640,7 @@ static void new_exit(struct jit_translation *t, struct jit_loop_exit exit)
         loop->found = false;
         return;
     }
+    exit.insn = (uint8_t)t->index;
     t->work->loop_exit[loop->exits++] = exit;
 }
 
@@ -530,43 +651,95 @@ static uint8_t placed(const struct jit_loop *loop, ZydisRegister reg)
     return gpr < 0 ? ASM_NONE : loop->host[gpr];
 }
 
-static struct asm_mem operand_mem(const struct jit_loop *loop, const struct jit_insn *i,
-                                  const ZydisDecodedOperand *op)
+/* The operand as it is, with its registers where they are. */
+static struct asm_mem operand_placed(const struct jit_loop *loop, const struct jit_insn *i,
+                                     const ZydisDecodedOperand *op)
 {
     struct asm_mem m = {placed(loop, op->mem.base), placed(loop, op->mem.index), 0, false,
                         (int32_t)jit_displacement(i, op)};
+
+    if (m.index != ASM_NONE)
+        m.scale = (uint8_t)__builtin_ctz(op->mem.scale);
+    return m;
+}
+
+/* The same on the host: `host` has the range's addend, with a part of the address. */
+static struct asm_mem operand_on_host(const struct jit_loop *loop, struct asm_mem m,
+                                      const struct jit_range *r, unsigned host)
+{
+    switch (part_of(loop, r)) {
+    case WITH_BOTH:
+        return asm_base(host, 0);
+    case WITH_BASE:
+        m.base = (uint8_t)host;
+        return m;
+    case WITH_INDEX:
+        m.index = (uint8_t)host;
+        m.scale = 0;
+        return m;
+    default:
+        if (m.base == ASM_NONE)
+            m.base = (uint8_t)host;
+        else
+            m.index = (uint8_t)host;
+        return m;
+    }
+}
+
+/* T0: where the operand is; leaves with T1 what operand_on_host() needs. Crossing a page misses. */
+static void emit_wild(struct jit_translation *t, unsigned k, struct asm_mem m)
+{
+    struct jit_wild *wild = &t->work->loop.wild_access[k];
+    struct asm_code *a = &t->a;
+
+    wild->start = a->at;
+    asm_lea(a, JIT_T0, m);
+    asm_op_mem(a, true, 0x2b, JIT_T0, wild_field(k, WILD_PAGE));  /* sub */
+    asm_op_mem(a, true, 0x3b, JIT_T0, wild_field(k, WILD_LIMIT)); /* cmp */
+    wild->miss = asm_jcc(a, ASM_CC_AE, 0);
+    asm_load(a, JIT_T1, wild_field(k, WILD_ADDEND));
+    if (part_of(&t->work->loop, &wild->at) == WITH_BOTH)
+        asm_lea(a, JIT_T1, asm_indexed(JIT_T0, JIT_T1, 0)); /* the addend is that of the page's beginning */
+}
+
+static const struct jit_range *range_for(const struct jit_loop *loop, const ZydisDecodedOperand *op)
+{
     struct jit_range key = {.base = (int8_t)insn_gpr(op->mem.base),
                             .index = (int8_t)insn_gpr(op->mem.index),
                             .rip = op->mem.base == ZYDIS_REGISTER_RIP};
     const struct jit_range *r = loop->range;
 
-    if (m.index != ASM_NONE)
-        m.scale = key.scale = (uint8_t)__builtin_ctz(op->mem.scale);
+    if (key.index >= 0)
+        key.scale = (uint8_t)__builtin_ctz(op->mem.scale);
     while (!same_registers(r, &key))
         r++;
-    switch (part_of(loop, r)) {
-    case WITH_BASE:
-        m.base = r->host;
-        break;
-    case WITH_INDEX:
-        m.index = r->host;
-        m.scale = 0;
-        break;
-    default:
-        if (m.base == ASM_NONE)
-            m.base = r->host;
-        else
-            m.index = r->host;
-        break;
-    }
-    return m;
+    return r;
 }
 
-static bool emit_insn(struct jit_translation *t)
+/* How the current instruction's operand is addressed on the host. */
+static struct asm_mem emit_operand(struct jit_translation *t, const ZydisDecodedOperand *op,
+                                   struct jit_loop_flags *flags)
+{
+    struct jit_loop *loop = &t->work->loop;
+    struct asm_mem m = operand_placed(loop, t->i, op);
+    const struct jit_range *r;
+    int wild = wild_of(loop, t->index);
+
+    if (wild < 0) {
+        r = range_for(loop, op);
+        return operand_on_host(loop, m, r, r->host);
+    }
+    flags_free(t, flags);
+    emit_wild(t, (unsigned)wild, m);
+    new_exit(t, (struct jit_loop_exit){.kind = JIT_EXIT_MISS, .site = (uint32_t)wild, .flags = *flags});
+    return operand_on_host(loop, m, &loop->wild_access[wild].at, JIT_T1);
+}
+
+/* False: a register has no place in the instruction. */
+static bool emit_insn(struct jit_translation *t, const struct asm_mem *memory)
 {
     const struct jit_loop *loop = &t->work->loop;
     const struct jit_insn *i = t->i;
-    const ZydisDecodedOperand *memory = jit_memory_operand(i);
     struct reencode r = {REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP, REENCODE_KEEP, memory != NULL,
                          {0}};
 
@@ -583,102 +756,91 @@ static bool emit_insn(struct jit_translation *t)
         *field = loop->host[gpr];
     }
     if (memory)
-        r.mem = operand_mem(loop, i, memory);
+        r.mem = *memory;
     return reencode(&t->a, &i->z, i->operand, i->bytes, &r);
 }
 
 static bool emit_lea(struct jit_translation *t)
 {
-    const struct jit_loop *loop = &t->work->loop;
     const struct jit_insn *i = t->i;
-    const ZydisDecodedOperand *op = &i->operand[1];
-    struct reencode r = {placed(loop, i->operand[0].reg.value), REENCODE_KEEP, REENCODE_KEEP,
-                         REENCODE_KEEP, true,
-                         {placed(loop, op->mem.base), placed(loop, op->mem.index), 0, false,
-                          (int32_t)jit_displacement(i, op)}};
+    struct asm_mem m = operand_placed(&t->work->loop, i, &i->operand[1]);
 
-    if (op->mem.index != ZYDIS_REGISTER_NONE)
-        r.mem.scale = (uint8_t)__builtin_ctz(op->mem.scale);
-    if (op->mem.base == ZYDIS_REGISTER_RIP) {
+    if (i->operand[1].mem.base == ZYDIS_REGISTER_RIP) {
         asm_load(&t->a, JIT_T0, JIT_FIELD(code_page));
-        r.mem.base = JIT_T0;
+        m.base = JIT_T0;
     }
-    return reencode(&t->a, &i->z, i->operand, i->bytes, &r);
-}
-
-/* Has the flags in the host's register; false: they are lost. */
-static bool flags_live(struct jit_translation *t, struct jit_loop_flags *flags)
-{
-    if (flags->live)
-        return true;
-    if (flags->recipe.kind == JIT_RECIPE_NONE)
-        return false;
-    jit_emit_recipe(&t->a, &flags->recipe);
-    flags->live = true;
-    return true;
+    return emit_insn(t, &m);
 }
 
 /* The way that is not the translation's own. */
-static bool emit_jcc(struct jit_translation *t, struct jit_loop_flags *flags, bool last)
+static void emit_jcc(struct jit_translation *t, struct jit_loop_flags *flags)
 {
     const struct jit_insn *i = t->i;
     int32_t next = i->offset + i->z.length, taken = next + (int32_t)i->in->imm;
-    bool stay_taken = last || i->inverted;
+    bool stay_taken = i->inverted || t->index + 1 == t->insn_count;
     unsigned condition = (i->z.opcode & 15u) ^ (stay_taken ? 1u : 0);
 
-    if (!flags_live(t, flags))
-        return false;
-    new_exit(t, (struct jit_loop_exit){.site = asm_jcc(&t->a, condition, 0),
+    flags_live(t, flags);
+    new_exit(t, (struct jit_loop_exit){.kind = JIT_EXIT_JUMP_OUT,
+                                       .site = asm_jcc(&t->a, condition, 0),
                                        .to = stay_taken ? next : taken});
-    return true;
 }
 
-static bool note_trap(struct jit_translation *t, const struct jit_loop_flags *flags)
+static bool emit_plain(struct jit_translation *t, struct jit_loop_flags *flags)
 {
-    if (!flags->live && flags->recipe.kind == JIT_RECIPE_NONE)
-        return false;
-    new_exit(t, (struct jit_loop_exit){.trap = true, .site = t->trap_count,
-                                       .insn = (uint8_t)t->index, .flags = *flags});
-    jit_trap_here(t, JIT_LOOP);
-    return true;
+    const struct jit_insn *i = t->i;
+    const ZydisDecodedOperand *op = jit_memory_operand(i);
+    bool carry = is_step(i) && flags->recipe.kind == JIT_RECIPE_STEP && !flags->saved;
+    struct asm_mem m;
+
+    if (op)
+        m = emit_operand(t, op, flags);
+    if (i->flags_read && !carry)
+        flags_live(t, flags);
+    if (i->class == JIT_VECTOR) {
+        new_exit(t, (struct jit_loop_exit){.kind = JIT_EXIT_TRAP, .site = t->trap_count,
+                                           .flags = *flags});
+        jit_trap_here(t, JIT_LOOP);
+    }
+    return emit_insn(t, op ? &m : NULL);
 }
 
 static bool emit_one(struct jit_translation *t, struct jit_loop_flags *flags)
 {
-    const struct jit_insn *i = t->i;
-    bool last = t->index + 1 == t->insn_count;
+    bool done = true;
 
-    switch (i->class) {
+    flags_keep(t, flags);
+    switch (t->i->class) {
     case JIT_NOP:
     case JIT_JMP:
-        return true;
-    case JIT_LEA:
-        return emit_lea(t);
+        break;
     case JIT_JCC:
-        return emit_jcc(t, flags, last);
+        emit_jcc(t, flags);
+        break;
+    case JIT_LEA:
+        done = emit_lea(t);
+        break;
     default:
+        done = emit_plain(t, flags);
         break;
     }
-    if (i->flags_read && !(is_step(i) && flags->recipe.kind == JIT_RECIPE_STEP) &&
-        !flags_live(t, flags))
-        return false;
-    if (i->class == JIT_VECTOR && !note_trap(t, flags))
-        return false;
-    if (i->flags_written)
-        flags->live = true;
-    return emit_insn(t);
+    flags_after(t, flags);
+    return done;
 }
 
-/* False: a place where the flags would be lost. */
-static bool emit_passes(struct jit_translation *t, struct jit_loop_flags *flags)
+/* Ends with the flags where they were expected at the head. */
+static bool emit_passes(struct jit_translation *t, const struct jit_loop_flags *head)
 {
+    struct jit_loop_flags flags = *head;
+
     for (t->index = 0; t->index < t->insn_count; t->index++) {
         t->i = &t->work->insn[t->index];
-        if (!emit_one(t, flags))
+        if (!emit_one(t, &flags))
             return false;
-        recipe_step(&t->work->loop, t->i, &flags->recipe);
     }
-    return flags->recipe.kind != JIT_RECIPE_NONE;
+    if (head->saved)
+        flags_saved(t, &flags);
+    return true;
 }
 
 /* ---- the ways out ---- */
@@ -697,22 +859,63 @@ static void pay_back(struct jit_translation *t)
     if (t->cpu->lockstep)
         return;
     asm_op_mem(a, false, 0x8b, JIT_T0, score_of(t));
-    asm_op_mem(a, false, 0x8d, JIT_T0, asm_indexed(JIT_T0, COUNTER, 0)); /* lea */
+    asm_op_mem(a, false, 0x8d, JIT_T0, asm_indexed(JIT_T0, t->work->loop.counter, 0)); /* lea */
     asm_op_mem(a, false, 0x89, JIT_T0, score_of(t));
 }
 
-static void emit_exit(struct jit_translation *t, const struct jit_loop_exit *exit)
+/* The instruction is the interpreter's, and so is where to go from there. */
+static void leave_for_good(struct jit_translation *t, const struct jit_loop_exit *exit)
 {
-    if (exit->trap) {
-        struct jit_trap *trap = &t->work->trap[exit->site];
+    struct jit_loop_flags flags = exit->flags;
 
-        trap->offset = (uint16_t)(t->a.at - trap->at);
-        if (!exit->flags.live)
-            jit_emit_recipe(&t->a, &exit->flags.recipe);
-        registers_back(t);
-        jit_call_for_good(t, &t->work->insn[exit->insn]); /* which raises the exception */
-        return;
+    flags_live(t, &flags);
+    registers_back(t);
+    jit_call_for_good(t, &t->work->insn[exit->insn]);
+}
+
+/* Remembers the page for what follows, and goes back. T0 and T1; the flags are free. */
+static void look_up_wild(struct jit_translation *t, const struct jit_loop_exit *exit)
+{
+    const struct jit_loop *loop = &t->work->loop;
+    unsigned k = exit->site, size = (unsigned)(loop->wild_access[k].at.hi - loop->wild_access[k].at.lo);
+    const struct jit_wild *wild = &loop->wild_access[k];
+    const struct jit_insn *i = &t->work->insn[exit->insn];
+    struct asm_mem m = operand_placed(loop, i, jit_memory_operand(i));
+    struct asm_code *a = &t->a;
+    uint32_t miss;
+
+    asm_patch(a, wild->miss, a->at);
+    if (!t->cpu->lockstep) {
+        asm_op_mem(a, false, 0x83, ASM_SUB, score_of(t));
+        asm_byte(a, SCORE_MISS);
     }
+    asm_lea(a, JIT_T0, m);
+    miss = jit_compare_tag(a, JIT_T0, 0, size, wild->at.write);
+    asm_store(a, wild_field(k, WILD_PAGE), JIT_T0);
+    jit_load_addend(a, JIT_T1);
+    switch (part_of(loop, &wild->at)) {
+    case WITH_BOTH:
+        asm_lea(a, JIT_T1, asm_indexed(JIT_T0, JIT_T1, 0));
+        break;
+    case WITH_BASE:
+        if (m.base != ASM_NONE)
+            asm_lea(a, JIT_T1, asm_indexed(m.base, JIT_T1, 0));
+        break;
+    case WITH_INDEX:
+        asm_lea(a, JIT_T1, (struct asm_mem){JIT_T1, m.index, m.scale, false, 0});
+        break;
+    default:
+        break;
+    }
+    asm_store(a, wild_field(k, WILD_ADDEND), JIT_T1);
+    store_imm32(a, wild_field(k, WILD_LIMIT), PAGE_SIZE + 1 - size);
+    asm_jmp(a, wild->start);
+    asm_patch(a, miss, a->at);
+    leave_for_good(t, exit);
+}
+
+static void jump_out(struct jit_translation *t, const struct jit_loop_exit *exit)
+{
     asm_patch(&t->a, exit->site, t->a.at);
     pay_back(t);
     registers_back(t);
@@ -721,10 +924,29 @@ static void emit_exit(struct jit_translation *t, const struct jit_loop_exit *exi
     jit_go_on(t, exit->to);
 }
 
-/* All passes made: once more through the first form, if more is to be done. */
-static void all_passes(struct jit_translation *t, const struct jit_recipe *recipe)
+static void emit_exit(struct jit_translation *t, const struct jit_loop_exit *exit)
 {
-    jit_emit_recipe(&t->a, recipe);
+    struct jit_trap *trap;
+
+    switch (exit->kind) {
+    case JIT_EXIT_TRAP: /* the interpreter raises the exception */
+        trap = &t->work->trap[exit->site];
+        trap->offset = (uint16_t)(t->a.at - trap->at);
+        leave_for_good(t, exit);
+        break;
+    case JIT_EXIT_MISS:
+        look_up_wild(t, exit);
+        break;
+    default:
+        jump_out(t, exit);
+        break;
+    }
+}
+
+/* All passes made: once more through the first form, if more is to be done. */
+static void all_passes(struct jit_translation *t, struct jit_loop_flags flags)
+{
+    flags_live(t, &flags);
     registers_back(t);
     if (t->cpu->lockstep)
         leave_at(t, JIT_EXIT_AT_LIVE, t->work->insn[0].offset);
@@ -749,11 +971,9 @@ static void lead_fails(struct jit_translation *t)
 static bool emit(struct jit_translation *t)
 {
     struct jit_loop *loop = &t->work->loop;
-    struct jit_loop_flags flags = {.recipe = recipe_at_head(t)};
+    struct jit_loop_flags flags = flags_at_head(t);
     uint32_t head;
 
-    if (flags.recipe.kind == JIT_RECIPE_NONE)
-        return false;
     before_passes(t);
     if (flags.recipe.kind == JIT_RECIPE_STEP) { /* bt: CF */
         asm_op_mem(&t->a, false, 0x1ba, 4, JIT_FIELD(jit_flags));
@@ -763,9 +983,9 @@ static bool emit(struct jit_translation *t)
     head = t->a.at;
     if (!emit_passes(t, &flags))
         return false;
-    asm_op_reg(&t->a, true, 0xff, 0, COUNTER); /* inc: CF stays */
+    asm_op_reg(&t->a, true, 0xff, 0, loop->counter); /* inc: CF stays */
     asm_jcc(&t->a, ASM_CC_NE, head);
-    all_passes(t, &flags.recipe);
+    all_passes(t, flags);
     for (unsigned k = 0; k < loop->exits; k++)
         emit_exit(t, &t->work->loop_exit[k]);
     lead_fails(t);

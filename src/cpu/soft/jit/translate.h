@@ -131,18 +131,26 @@ struct jit_range {
     int32_t step;     /* bytes from pass to pass */
 };
 
-/* The flags in a loop's second form: in the host's register, or by the recipe, or else lost. */
+/* An access by an address that depends on data: looked up whenever it leaves the page it was in. */
+struct jit_wild {
+    uint8_t insn;
+    struct jit_range at; /* base, index and scale, lo: the displacement */
+    uint32_t start;      /* of its code */
+    uint32_t miss;       /* jump that leaves it: offset of the displacement */
+};
+
+/* Where the flags are in a loop's second form: in the host's register, in jit_flags, to be had by the recipe. */
 struct jit_loop_flags {
-    bool live;
+    bool live, saved;
     struct jit_recipe recipe;
 };
 
 struct jit_loop_exit {
-    bool trap;
+    enum { JIT_EXIT_JUMP_OUT, JIT_EXIT_TRAP, JIT_EXIT_MISS } kind;
     uint32_t site;    /* a trap's number, or a jump's displacement */
     int32_t to;       /* of a jump: offset in the page */
-    uint8_t insn;     /* of a trap: the instruction */
-    struct jit_loop_flags flags; /* of a trap; at jumps they are live */
+    uint8_t insn;     /* of others: the instruction, which is the interpreter's */
+    struct jit_loop_flags flags;
 };
 
 #define JIT_LOOP_RANGES SOFT_LOOP_RANGES
@@ -159,7 +167,9 @@ struct jit_loop {
     uint8_t host[16];         /* where each is, in the second form */
     int64_t step[16];         /* by how much each changes in a pass */
     struct jit_range range[JIT_LOOP_RANGES];
-    unsigned ranges, exits, fails;
+    struct jit_wild wild_access[JIT_LOOP_RANGES];
+    uint8_t counter;          /* host register: from minus the passes up to zero */
+    unsigned ranges, wilds, exits, fails;
 };
 
 #define JIT_INSNS     96u
