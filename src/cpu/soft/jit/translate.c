@@ -402,14 +402,29 @@ static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold
     }
 }
 
+/* The jump that closes a loop leads to the loop's second form until that is found not to pay. */
+static void emit_unlinked(struct jit_translation *t, struct jit_link *link, unsigned k)
+{
+    const struct jit_loop *loop = &t->work->loop;
+
+    if (k == loop->link) {
+        link->unlinked = loop->start;
+        if (!t->cpu->lockstep)
+            asm_patch(&t->a, loop->unpaid, t->a.at);
+        jit_call_thunk(t, JIT_EXIT_LINK);
+        return;
+    }
+    link->unlinked = t->a.at;
+    asm_patch(&t->a, link->site, t->a.at);
+    jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
+}
+
 static void emit_links(struct jit_translation *t)
 {
     for (unsigned k = 0; k < t->link_count; k++) {
         struct jit_link *link = &t->work->link[k];
 
-        link->unlinked = t->a.at;
-        asm_patch(&t->a, link->site, t->a.at);
-        jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
+        emit_unlinked(t, link, k);
         asm_u16(&t->a, (uint16_t)(t->a.at - t->native->start));
         asm_u16(&t->a, (uint16_t)k);
     }
