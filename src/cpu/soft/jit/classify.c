@@ -85,7 +85,7 @@ static bool is_plain(ZydisMnemonic mnemonic)
     }
 }
 
-/* A bit offset in a register reaches beyond the operand in memory: the interpreter's. */
+/* A bit offset in a register reaches beyond the operand in memory. */
 static bool is_bit_test(ZydisMnemonic mnemonic)
 {
     return mnemonic == ZYDIS_MNEMONIC_BT || mnemonic == ZYDIS_MNEMONIC_BTC ||
@@ -155,7 +155,7 @@ static enum jit_class class_of_plain(const struct jit_insn *i)
 
     if (is_bit_test(mnemonic) && i->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
         i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
-        return JIT_INTERPRET;
+        return jit_bit_supported(i) ? JIT_BIT : JIT_INTERPRET;
     if ((is_plain(mnemonic) || is_bit_test(mnemonic) ||
          i->z.meta.category == ZYDIS_CATEGORY_CMOV || i->z.meta.category == ZYDIS_CATEGORY_SETCC) &&
         operands_supported(i))
@@ -206,6 +206,8 @@ static enum jit_class class_of(const struct jit_insn *i)
     default:
         if (jit_system_supported(i))
             return JIT_SYSTEM;
+        if (jit_string_supported(i))
+            return JIT_STRING;
         return is_jcc(&i->z) && is_transfer(i) ? JIT_JCC : class_of_plain(i);
     }
 }
@@ -308,6 +310,10 @@ void jit_classify(struct jit_insn *i)
     case JIT_VECTOR:
         classify_flags(i);
         i->flags_clobbered = has_memory(i);
+        break;
+    case JIT_BIT:
+        classify_flags(i);
+        i->flags_clobbered = true;
         break;
     case JIT_JCC:
         i->flags_read = true;

@@ -63,7 +63,7 @@ static void write_gpr(struct asm_code *a, unsigned gpr, bool wide, struct asm_me
         asm_store(a, jit_gpr(gpr), JIT_T0);
 }
 
-static void read_gpr(struct asm_code *a, unsigned to, unsigned gpr, bool wide)
+void jit_read_gpr(struct asm_code *a, unsigned to, unsigned gpr, bool wide)
 {
     if (jit_in_memory(gpr))
         asm_op_mem(a, wide, 0x8b, to, jit_gpr(gpr));
@@ -239,7 +239,7 @@ static void write_base(struct jit_translation *t)
     bool wide = t->i->in->opsize == 8;
     struct asm_code *a = &t->a;
 
-    read_gpr(a, JIT_T0, t->i->in->dst, wide);
+    jit_read_gpr(a, JIT_T0, t->i->in->dst, wide);
     if (wide) {
         asm_mov(a, JIT_T1, JIT_T0);
         asm_op_reg(a, true, 0xc1, 4, JIT_T1); /* shl */
@@ -276,12 +276,30 @@ static void move_from_control(struct jit_translation *t)
     jit_cold_resume(t, cold);
 }
 
+static void store_selector(struct jit_translation *t, struct asm_mem selector)
+{
+    struct asm_code *a = &t->a;
+    struct asm_mem to;
+    unsigned cold;
+
+    t->needs_t0 = true;
+    to = jit_look_up(t, &t->i->operand[0], true, &cold);
+    asm_op_mem(a, false, 0x1b7, JIT_T0, selector); /* movzx */
+    asm_byte(a, 0x66);
+    asm_op_mem(a, false, 0x89, JIT_T0, to);
+    jit_cold_resume(t, cold);
+}
+
 static void move_from_segment(struct jit_translation *t)
 {
     unsigned gpr = t->i->in->dst, reg = jit_in_memory(gpr) ? JIT_T0 : jit_host(gpr);
     struct asm_mem selector = field_at(JIT_FIELD(s.seg[0].selector),
                                        t->i->in->src * (unsigned)sizeof(struct cpu_segment));
 
+    if (t->i->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        store_selector(t, selector);
+        return;
+    }
     asm_op_mem(&t->a, false, 0x1b7, reg, selector); /* movzx */
     if (jit_in_memory(gpr))
         asm_store(&t->a, jit_gpr(gpr), JIT_T0);
@@ -294,17 +312,17 @@ static void read_processor_id(struct jit_translation *t)
 
 /* ---- which ---- */
 
-/* MOV: from a segment register, or CR0, CR2 to CR4, to a general register. */
+/* MOV: from a segment register, or from CR0, CR2 to CR4. */
 static bool move_supported(const struct jit_insn *i)
 {
     const ZydisDecodedOperand *to = &i->operand[0], *from = &i->operand[1];
 
-    if (to->type != ZYDIS_OPERAND_TYPE_REGISTER || from->type != ZYDIS_OPERAND_TYPE_REGISTER ||
-        insn_gpr(to->reg.value) < 0)
+    if (from->type != ZYDIS_OPERAND_TYPE_REGISTER)
         return false;
     switch (ZydisRegisterGetClass(from->reg.value)) {
     case ZYDIS_REGCLASS_SEGMENT:
-        return i->in->opsize >= 4;
+        return to->type == ZYDIS_OPERAND_TYPE_MEMORY ? to->size == 16 && jit_memory_supported(i, to)
+                                                     : i->in->opsize >= 4;
     case ZYDIS_REGCLASS_CONTROL:
         return i->in->src == 0 || (i->in->src >= 2 && i->in->src <= 4);
     default:

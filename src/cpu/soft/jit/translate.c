@@ -345,7 +345,8 @@ static void translate_one(struct jit_translation *t)
         [JIT_JCC] = jit_jcc,                    [JIT_CALL_NEAR] = jit_call_near,
         [JIT_RET] = jit_ret,                    [JIT_RDTSC] = jit_rdtsc,
         [JIT_SYSTEM] = jit_system,              [JIT_SYSCALL] = jit_syscall,
-        [JIT_SYSRET] = jit_sysret,
+        [JIT_SYSRET] = jit_sysret,              [JIT_STRING] = jit_string,
+        [JIT_BIT] = jit_bit,
     };
 
     unsigned first_cold = t->cold_count;

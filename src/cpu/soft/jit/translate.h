@@ -58,7 +58,9 @@ enum jit_class {
     JIT_POP,
     JIT_LEAVE_FRAME,
     JIT_RDTSC, /* and RDTSCP */
-    JIT_SYSTEM,    /* system.c; the interpreter's in cases that are rare */
+    JIT_BIT,    /* bit.c */
+    JIT_STRING, /* string.c */
+    JIT_SYSTEM, /* system.c; the interpreter's in cases that are rare */
     JIT_JMP,
     JIT_JCC,
     JIT_CALL_NEAR,
@@ -294,11 +296,17 @@ void jit_poll(struct jit_translation *t);
 
 void jit_classify(struct jit_insn *i);
 
-/* ---- system.c, syscall.c ---- */
+/* ---- bit.c, string.c, system.c, syscall.c ---- */
 
-/* Of the class JIT_SYSTEM. */
+/* Of the class JIT_BIT, JIT_STRING, JIT_SYSTEM. */
+bool jit_bit_supported(const struct jit_insn *i);
+bool jit_string_supported(const struct jit_insn *i);
 bool jit_system_supported(const struct jit_insn *i);
+void jit_bit(struct jit_translation *t);
+void jit_string(struct jit_translation *t);
 void jit_system(struct jit_translation *t);
+/* A guest register into one of the host's; not wide: its low half. */
+void jit_read_gpr(struct asm_code *a, unsigned to, unsigned gpr, bool wide);
 /* The arithmetic flags, which are saved, and bit 1 of RFLAGS into T0. */
 void jit_emit_flags_compose(struct asm_code *a, unsigned scratch);
 #define JIT_SYSCALL_LENGTH 2u /* bytes: without prefixes */
