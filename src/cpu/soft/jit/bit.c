@@ -49,6 +49,7 @@ void jit_bit(struct jit_translation *t)
     struct asm_code *a = &t->a;
 
     t->window.open = false;
+    t->holds_t2 = true;
     jit_flags_free(t);
     word_address(t, gpr);
     asm_lea(a, JIT_T2, jit_look_up_base(t, JIT_T2, 0, size / 8,

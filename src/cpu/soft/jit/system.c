@@ -405,7 +405,7 @@ static void translate(struct jit_translation *t)
 void jit_system(struct jit_translation *t)
 {
     t->window.open = false;
+    t->holds_t2 = true;
     t->needs_t0 = false;
     translate(t);
-    t->window.open = false;
 }
