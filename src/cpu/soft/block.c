@@ -399,12 +399,28 @@ void soft_jump_flush(struct soft_vcpu *cpu)
     soft_context_select(cpu);
 }
 
+static gva_t *jumped_of(struct soft_mmu *mmu, gva_t gva)
+{
+    return &mmu->jumped[gva >> 63][soft_mmu_hash(gva & PAGE_MASK, PAGE_SHIFT) & (SOFT_JUMPED - 1)];
+}
+
+static void jumped_note(struct soft_mmu *mmu, gva_t gva)
+{
+    gva_t *jumped = jumped_of(mmu, gva), page = (gva & PAGE_MASK) | SOFT_JUMPED_PAGE;
+
+    *jumped = *jumped == 0 || *jumped == page ? page : SOFT_JUMPED_MANY;
+}
+
+/* Dropping looks at all jumps there are: not for a page that none leads to, as pages of data are. */
 void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva)
 {
-    unsigned hash = soft_mmu_hash(gva, PAGE_SHIFT);
+    gva_t *jumped = jumped_of(cpu->mmu, gva);
 
-    if (cpu->mmu->jumped[hash / 64] >> (hash % 64) & 1)
-        soft_context_drop_jumps(cpu->mmu, gva & PAGE_MASK);
+    if (*jumped != SOFT_JUMPED_MANY && *jumped != ((gva & PAGE_MASK) | SOFT_JUMPED_PAGE))
+        return;
+    soft_context_drop_jumps(cpu->mmu, gva & PAGE_MASK);
+    if (*jumped != SOFT_JUMPED_MANY)
+        *jumped = 0;
 }
 
 /* Makes the page safe to read code from: see the header. False: not memory. */
@@ -625,14 +641,13 @@ static const void *jump_code(const struct soft_vcpu *cpu, const struct soft_bloc
 static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *block, bool global)
 {
     struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
-    unsigned hash = soft_mmu_hash(linear, PAGE_SHIFT);
 
     *jump = (struct soft_jump){.rip = linear,
                                .code = jump_code(cpu, block),
                                .block = block,
                                .global = global};
     soft_context_note_jump(cpu->context, jump);
-    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
+    jumped_note(cpu->mmu, linear);
 }
 
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear)

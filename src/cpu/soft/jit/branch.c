@@ -34,11 +34,8 @@ bool jit_branch_target(const struct jit_insn *i, unsigned *offset, bool *back)
 
 /* ---- through the jump cache ---- */
 
-/* Finds the entry of the RIP in `reg`: T1 is its offset. Answers the jump taken when there is none. */
-static uint32_t look_up_jump(struct jit_translation *t, unsigned reg)
+uint32_t jit_look_up_jump(struct asm_code *a, unsigned reg)
 {
-    struct asm_code *a = &t->a;
-
     asm_ror(a, JIT_T1, reg, 64 - ENTRY_SHIFT);
     asm_op_reg(a, false, 0x31, reg, JIT_T1); /* xor */
     asm_alu_imm(a, false, ASM_AND, JIT_T1, (SOFT_JUMPS - 1) << ENTRY_SHIFT);
@@ -46,12 +43,11 @@ static uint32_t look_up_jump(struct jit_translation *t, unsigned reg)
     return asm_jcc(a, ASM_CC_NE, 0);
 }
 
-/* T0: the RIP that was found. */
-static void jump_to_found(struct jit_translation *t)
+void jit_jump_to_found(struct asm_code *a)
 {
-    asm_alu_imm(&t->a, true, ASM_AND, JIT_T0, -(int32_t)PAGE_SIZE);
-    asm_store(&t->a, JIT_FIELD(code_page), JIT_T0);
-    asm_jmp_mem(&t->a, asm_indexed(JIT_CTX, JIT_T1, JUMP_OFFSET(code)));
+    asm_alu_imm(a, true, ASM_AND, JIT_T0, -(int32_t)PAGE_SIZE);
+    asm_store(a, JIT_FIELD(code_page), JIT_T0);
+    asm_jmp_mem(a, asm_indexed(JIT_CTX, JIT_T1, JUMP_OFFSET(code)));
 }
 
 static void load_rip(struct jit_translation *t, unsigned reg, int64_t offset)
@@ -73,15 +69,15 @@ static void leave_page(struct jit_translation *t, int64_t to)
     load_rip(t, JIT_T0, to);
     compare_attention(t);
     jit_to_thunk_if(t, ASM_CC_NE, JIT_EXIT_TO);
-    asm_patch(&t->a, look_up_jump(t, JIT_T0), t->jit->thunk[JIT_EXIT_TO]);
-    jump_to_found(t);
+    asm_patch(&t->a, jit_look_up_jump(&t->a, JIT_T0), t->jit->thunk[JIT_EXIT_TO]);
+    jit_jump_to_found(&t->a);
 }
 
 /* T0: where an indirect jump leads. The interpreter does what is not known, as it may have to raise. */
 static void jump_indirect(struct jit_translation *t)
 {
-    jit_cold_call(t, look_up_jump(t, JIT_T0));
-    jump_to_found(t);
+    jit_cold_call(t, jit_look_up_jump(&t->a, JIT_T0));
+    jit_jump_to_found(&t->a);
 }
 
 /* ---- linked ---- */
@@ -207,13 +203,13 @@ static void call_through_cache(struct jit_translation *t)
 {
     struct asm_code *a = &t->a;
 
-    jit_cold_call(t, look_up_jump(t, JIT_T2));
+    jit_cold_call(t, jit_look_up_jump(&t->a, JIT_T2));
     asm_store(a, JIT_FIELD(jit_target), JIT_T2);
     asm_mov(a, JIT_T2, JIT_T1);
     push_return_address(t);
     asm_load(a, JIT_T0, JIT_FIELD(jit_target));
     asm_mov(a, JIT_T1, JIT_T2);
-    jump_to_found(t);
+    jit_jump_to_found(&t->a);
 }
 
 void jit_call_near(struct jit_translation *t)
@@ -243,7 +239,7 @@ void jit_ret(struct jit_translation *t)
     jit_poll(t);
     slot = jit_look_up_base(t, JIT_RSP, 0, 8, false, &cold);
     asm_load(&t->a, JIT_T0, slot);
-    jit_cold_call(t, look_up_jump(t, JIT_T0));
+    jit_cold_call(t, jit_look_up_jump(&t->a, JIT_T0));
     asm_lea(&t->a, JIT_RSP, asm_base(JIT_RSP, 8 + (int32_t)t->i->in->imm));
-    jump_to_found(t);
+    jit_jump_to_found(&t->a);
 }

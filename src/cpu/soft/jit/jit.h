@@ -40,6 +40,8 @@ enum soft_jit_thunk {
     JIT_EXIT_TO,        /* R10: RIP to go on at */
     JIT_EXIT_HERE,      /* s.rip says where to go on */
     JIT_EXIT_JUMP,      /* R11: the jump cache entry's offset; where it leads is not translated */
+    JIT_SYSCALL_64,     /* * struct jit_site: SYSCALL in 64-bit mode; flags saved */
+    JIT_SYSRET_64,      /* * the same: SYSRET to 64-bit mode */
     JIT_THUNKS
 };
 

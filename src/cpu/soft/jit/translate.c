@@ -80,6 +80,13 @@ void jit_call_interpreter(struct jit_translation *t)
     t->window.open = false;
 }
 
+void jit_end_by_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
+{
+    jit_flags_save(t);
+    jit_call_thunk(t, thunk);
+    emit_site(t, t->i, 0);
+}
+
 void jit_poll(struct jit_translation *t)
 {
     jit_flags_free(t);
@@ -337,6 +344,9 @@ static void translate_one(struct jit_translation *t)
         [JIT_LEAVE_FRAME] = jit_leave_frame,    [JIT_JMP] = jit_jmp,
         [JIT_JCC] = jit_jcc,                    [JIT_CALL_NEAR] = jit_call_near,
         [JIT_RET] = jit_ret,                    [JIT_RDTSC] = jit_rdtsc,
+        [JIT_SYSTEM] = jit_system,              [JIT_SYSCALL] = jit_syscall,
+        [JIT_SYSRET] = jit_sysret,              [JIT_STRING] = jit_string,
+        [JIT_BIT] = jit_bit,
     };
 
     unsigned first_cold = t->cold_count;

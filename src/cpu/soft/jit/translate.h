@@ -66,10 +66,15 @@ enum jit_class {
     JIT_POP,
     JIT_LEAVE_FRAME,
     JIT_RDTSC, /* and RDTSCP */
+    JIT_BIT,    /* bit.c */
+    JIT_STRING, /* string.c */
+    JIT_SYSTEM, /* system.c; the interpreter's in cases that are rare */
     JIT_JMP,
     JIT_JCC,
     JIT_CALL_NEAR,
     JIT_RET,
+    JIT_SYSCALL,
+    JIT_SYSRET,
 };
 
 struct jit_insn {
@@ -196,7 +201,7 @@ struct jit_loop {
 };
 
 #define JIT_INSNS     96u
-#define JIT_COLD_MAX  (JIT_INSNS * 2u)
+#define JIT_COLD_MAX  (JIT_INSNS * 3u)
 #define JIT_TRAPS_MAX (JIT_INSNS * 3u)
 
 /* Owned by the vCPU: too large for the stack. */
@@ -306,12 +311,33 @@ void jit_call_interpreter(struct jit_translation *t);
 /* Hands an instruction to the interpreter and does not go on after it. The flags are live. */
 void jit_call_for_good(struct jit_translation *t, const struct jit_insn *i);
 void jit_to_thunk_if(struct jit_translation *t, unsigned condition, enum soft_jit_thunk thunk);
+/* Hands the current instruction to a thunk that executes it in the usual case, else by the interpreter; does not come back. */
+void jit_end_by_thunk(struct jit_translation *t, enum soft_jit_thunk thunk);
 /* Leaves before the current instruction when the vCPU is wanted. */
 void jit_poll(struct jit_translation *t);
 
 /* ---- classify.c ---- */
 
 void jit_classify(struct jit_insn *i);
+
+/* ---- bit.c, string.c, system.c, syscall.c ---- */
+
+/* Of the class JIT_BIT, JIT_STRING, JIT_SYSTEM. */
+bool jit_bit_supported(const struct jit_insn *i);
+bool jit_string_supported(const struct jit_insn *i);
+bool jit_system_supported(const struct jit_insn *i);
+void jit_bit(struct jit_translation *t);
+void jit_string(struct jit_translation *t);
+void jit_system(struct jit_translation *t);
+/* A guest register into one of the host's; not wide: its low half. */
+void jit_read_gpr(struct asm_code *a, unsigned to, unsigned gpr, bool wide);
+/* The arithmetic flags, which are saved, and bit 1 of RFLAGS into T0. */
+void jit_emit_flags_compose(struct asm_code *a, unsigned scratch);
+#define JIT_SYSCALL_LENGTH 2u /* bytes: without prefixes */
+void jit_syscall(struct jit_translation *t);
+void jit_sysret(struct jit_translation *t);
+/* Thunks JIT_SYSCALL_64 and JIT_SYSRET_64. `call`: the offset in JIT_CALL where T1 has what follows the call. */
+void jit_make_syscall_thunks(struct soft_jit *jit, struct asm_code *a, uint32_t call);
 
 /* ---- plain.c, stack.c, branch.c: one class each ---- */
 
@@ -327,6 +353,10 @@ void jit_jmp(struct jit_translation *t);
 void jit_jcc(struct jit_translation *t);
 void jit_call_near(struct jit_translation *t);
 void jit_ret(struct jit_translation *t);
+/* Through the jump cache: finds the entry of the RIP in `reg`, T1 is its offset; answers the jump taken when there is none. */
+uint32_t jit_look_up_jump(struct asm_code *a, unsigned reg);
+/* And goes there. T0: the RIP that was found. */
+void jit_jump_to_found(struct asm_code *a);
 /* The block ends before `offset`, which may be the page's size. */
 void jit_go_on(struct jit_translation *t, int64_t offset);
 /* The jump whose displacement is at `site` leads to this offset in the page. */

@@ -81,7 +81,8 @@ static bool change_of_guest(const struct jit_insn *i, unsigned gpr, int64_t *by)
     const ZydisDecodedOperand *lea = &i->operand[1];
 
     *by = 0;
-    if (i->class == JIT_INTERPRET || i->class == JIT_LEAVE_FRAME)
+    if (i->class == JIT_INTERPRET || i->class == JIT_LEAVE_FRAME ||
+        (i->class >= JIT_BIT && i->class <= JIT_SYSTEM))
         return false;
     if (!(i->written >> gpr & 1u))
         return true;
