@@ -11,7 +11,8 @@
 
 #define TABLES_ALIGNMENT   64u
 #define RSDP_ALIGNMENT     16u
-#define RSDP_XSDT          24u /* ACPI 6.4, 5.2.5.3 */
+#define RSDP_RSDT          16u /* ACPI 6.4, 5.2.5.3 */
+#define RSDP_XSDT          24u
 #define RSDP_CHECKSUM      8u  /* of the first 20 bytes */
 #define RSDP_CHECKSUM_SIZE 20u
 #define RSDP_EXTENDED      32u /* of all */
@@ -113,6 +114,8 @@ void acpi_loader_build(const struct acpi_tables *tables, struct acpi_loader *loa
             loader_checksum(loader, ACPI_LOADER_TABLES, place->offset + TABLE_CHECKSUM,
                             place->offset, place->length);
     }
+    loader_make_relative(loader->rsdp + RSDP_RSDT, 4);
+    loader_pointer(loader, ACPI_LOADER_RSDP, RSDP_RSDT, 4);
     loader_make_relative(loader->rsdp + RSDP_XSDT, 8);
     loader_pointer(loader, ACPI_LOADER_RSDP, RSDP_XSDT, 8);
     loader_checksum(loader, ACPI_LOADER_RSDP, RSDP_CHECKSUM, 0, RSDP_CHECKSUM_SIZE);

@@ -14,7 +14,7 @@
 #define ACPI_LOADER_SCRIPT "etc/table-loader"
 
 #define ACPI_LOADER_ENTRY 128u /* bytes of a command */
-#define ACPI_LOADER_MAX   (3u + ACPI_POINTERS_MAX + ACPI_TABLES_MAX + 2u)
+#define ACPI_LOADER_MAX   (4u + ACPI_POINTERS_MAX + ACPI_TABLES_MAX + 2u)
 
 struct acpi_loader {
     uint8_t rsdp[ACPI_RSDP_SIZE];

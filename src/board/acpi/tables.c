@@ -320,10 +320,26 @@ static int acpi_build_xsdt(struct acpi_tables *tables, const uint64_t *entries, 
     return acpi_table_end(tables, &aml, true);
 }
 
-/* At the start of the area, which was kept for it: guests scan for it on 16-byte boundaries. */
-static void acpi_put_rsdp(struct acpi_tables *tables, uint32_t xsdt)
+/* For those who know ACPI 1.0 alone (boot loaders): the same tables. */
+static int acpi_build_rsdt(struct acpi_tables *tables, const uint64_t *entries, size_t count,
+                           uint32_t *at)
 {
-    struct acpi_rsdp rsdp = {.revision = 2, .length = sizeof(rsdp), .xsdt = xsdt};
+    struct acpi_header header = acpi_header("RSDT", 1, 0);
+    struct aml aml;
+
+    *at = acpi_table_begin(tables, &aml);
+    aml_bytes(&aml, &header, sizeof(header));
+    for (size_t i = 0; i < count; i++) {
+        aml_bytes(&aml, &entries[i], 4);
+        acpi_note_pointer(tables, *at + (uint32_t)(sizeof(header) + i * 4), 4);
+    }
+    return acpi_table_end(tables, &aml, true);
+}
+
+/* At the start of the area, which was kept for it: guests scan for it on 16-byte boundaries. */
+static void acpi_put_rsdp(struct acpi_tables *tables, uint32_t rsdt, uint32_t xsdt)
+{
+    struct acpi_rsdp rsdp = {.revision = 2, .length = sizeof(rsdp), .rsdt = rsdt, .xsdt = xsdt};
 
     memcpy(rsdp.signature, "RSD PTR ", 8);
     memcpy(rsdp.oem_id, ACPI_OEM, 6);
@@ -335,7 +351,7 @@ static void acpi_put_rsdp(struct acpi_tables *tables, uint32_t xsdt)
 
 int acpi_build(const struct acpi_config *config, struct acpi_tables *tables)
 {
-    uint32_t dsdt = 0, facs = 0, fadt = 0, madt = 0, mcfg = 0, xsdt = 0;
+    uint32_t dsdt = 0, facs = 0, fadt = 0, madt = 0, mcfg = 0, rsdt = 0, xsdt = 0;
     int r;
 
     memset(tables, 0, sizeof(*tables));
@@ -353,9 +369,11 @@ int acpi_build(const struct acpi_config *config, struct acpi_tables *tables)
         const uint64_t entries[] = {fadt, madt, mcfg};
 
         r = acpi_build_xsdt(tables, entries, ARRAY_SIZE(entries), &xsdt);
+        if (r == 0)
+            r = acpi_build_rsdt(tables, entries, ARRAY_SIZE(entries), &rsdt);
     }
     if (r == 0)
-        acpi_put_rsdp(tables, xsdt);
+        acpi_put_rsdp(tables, rsdt, xsdt);
     return r;
 }
 
