@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "block/block.h"
+#include "board/firmware.h"
 #include "cpu/engine.h"
 #include "net/net.h"
 
@@ -32,7 +33,8 @@ struct vm_config {
     const char *cpu_model;            /* "host" or a name of cpu_model_names() */
     unsigned cpus;
     uint64_t memory;                  /* bytes, whole pages */
-    const char *kernel;
+    const char *kernel;               /* NULL: firmware starts the machine */
+    struct firmware_options firmware;
     const char *initrd[VM_INITRDS_MAX];
     unsigned initrd_count;
     const char *append;               /* never NULL */

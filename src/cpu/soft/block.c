@@ -140,7 +140,7 @@ static void page_close(struct code_page *page, struct mem_slot *slot, gpa_t gpa)
 
 static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_t gpa)
 {
-    struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+    struct mem_slot *slot = mem_slot_any(cache->mem, gpa);
     struct code_page *page = code_page_of(cache, slot, gpa);
     struct soft_block **at = &page->blocks;
 
@@ -154,7 +154,7 @@ static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_
 
 static void page_drop(struct soft_cache *cache, gpa_t gpa)
 {
-    struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+    struct mem_slot *slot = mem_slot_any(cache->mem, gpa);
     struct code_page *page = code_page_of(cache, slot, gpa);
 
     if (!page->blocks)
@@ -279,7 +279,7 @@ void soft_code_written(void *opaque, gpa_t gpa, uint64_t len)
     struct soft_cache *cache = opaque;
 
     while (len > 0) {
-        struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+        struct mem_slot *slot = mem_slot_any(cache->mem, gpa);
         uint64_t part = PAGE_SIZE - (gpa & ~PAGE_MASK);
 
         if (part > len)
@@ -378,13 +378,15 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
 bool soft_cache_edge_due(const struct soft_vcpu *cpu)
 {
     return atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) !=
-           atomic_load(&cpu->cache->epoch);
+               atomic_load(&cpu->cache->epoch) ||
+           soft_map_stale(cpu);
 }
 
 void soft_cache_edge(struct soft_vcpu *cpu)
 {
     uint64_t epoch = atomic_load(&cpu->cache->epoch);
 
+    soft_map_follow(cpu);
     if (atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) == epoch)
         return;
     soft_jump_flush(cpu);

@@ -5,11 +5,12 @@
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/lockstep.h"
 #include "cpu/soft/system.h"
+#include "cpu/soft/vm.h"
 
 /* One piece of an access, inside one page. */
 struct place {
     gpa_t gpa;
-    uint8_t *host;         /* NULL: not memory */
+    uint8_t *host;         /* NULL: not memory, or ROM that is written to: the bus's */
     struct mem_slot *slot; /* of host */
     bool direct;           /* for writes: may be written through host */
 };
@@ -99,11 +100,9 @@ static void find_place(struct soft_vcpu *cpu, unsigned index, unsigned seg, gva_
     out->direct = false;
     out->slot = mem_slot_find(cpu->base.vm->machine->mem, walk.gpa);
     out->host = NULL;
-    if (!out->slot)
+    if (!out->slot || (access == SOFT_WRITE && mem_page_is_rom(out->slot, walk.gpa)))
         return;
     out->host = out->slot->host + (walk.gpa - out->slot->gpa);
-    if (access == SOFT_WRITE && out->slot->readonly)
-        return;
     out->direct = soft_tlb_fill(cpu, index, gva, access, &walk, out->slot);
 }
 
@@ -142,6 +141,7 @@ static void io_write(struct soft_vcpu *cpu, gpa_t gpa, unsigned size, uint64_t v
         return;
     }
     bus_write(cpu->base.vm->machine->bus, BUS_MEMORY, gpa, size, value);
+    soft_map_follow(cpu);
 }
 
 /* The largest naturally aligned power of two that begins at gpa and fits. */
@@ -173,8 +173,6 @@ static void place_write(struct soft_vcpu *cpu, const struct place *p, const uint
                         unsigned len)
 {
     if (p->host) {
-        if (p->slot->readonly)
-            return;
         if (unlikely(cpu->lockstep != NULL))
             soft_lockstep_store(cpu, p->host, len, p->direct);
         if (!p->direct)
@@ -356,7 +354,7 @@ void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
     if (likely(soft_tlb_tag(gva, 1) == (access == SOFT_WRITE ? e->write : e->read)))
         return (void *)(gva + e->addend);
     find_place(cpu, current_index(cpu), seg, gva, access, &p);
-    if (!p.host || (access == SOFT_WRITE && p.slot->readonly))
+    if (!p.host)
         return NULL;
     soft_debug_note(cpu, gva, len, access == SOFT_WRITE);
     if (access == SOFT_WRITE && unlikely(cpu->lockstep != NULL))

@@ -163,6 +163,8 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
     vm->host_tsc_khz = clock_host_tsc_khz();
     machine->mem->code_written_opaque = vm->cache;
     machine->mem->code_written = soft_code_written;
+    machine->mem->map_changed_opaque = vm;
+    machine->mem->map_changed = soft_map_changed;
     *out = &vm->base;
     return 0;
 }
@@ -172,6 +174,7 @@ static void soft_vm_destroy(struct vm *base)
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
 
     base->machine->mem->code_written = NULL;
+    base->machine->mem->map_changed = NULL;
     soft_vm_release(vm);
 }
 

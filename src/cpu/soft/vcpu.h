@@ -172,6 +172,8 @@ struct soft_vcpu {
     struct soft_block *block;   /* being executed */
     struct soft_block *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
+    uint32_t map_generation; /* of the VM, when this vCPU's translations were last dropped for it
+                                (sync.c) */
 
     /* sync.c */
     _Atomic uint32_t where;     /* enum soft_where */
