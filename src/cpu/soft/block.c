@@ -29,7 +29,7 @@ struct soft_cache {
     _Atomic uint32_t lock;
     struct code_page *pages[MEM_SLOTS_MAX]; /* owned mappings, one entry a page; mostly untouched */
     struct soft_block *_Atomic hash[CACHE_HASH_SIZE];
-    uint8_t *half[2];  /* owned */
+    uint8_t *half[2];  /* owned: one mapping */
     unsigned current;  /* half in use; lock */
     size_t used;       /* bytes of it; lock */
     _Atomic uint64_t epoch; /* bumped when everything was dropped */
@@ -60,11 +60,10 @@ int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache *
         return -ENOMEM;
     cache->mem = mem;
     cache->jit = jit;
-    for (unsigned i = 0; i < 2; i++) {
-        cache->half[i] = cache_map(CACHE_HALF_SIZE);
-        if (!cache->half[i])
-            goto err_destroy;
-    }
+    cache->half[0] = cache_map(2 * CACHE_HALF_SIZE);
+    if (!cache->half[0])
+        goto err_destroy;
+    cache->half[1] = cache->half[0] + CACHE_HALF_SIZE;
     for (unsigned i = 0; i < mem->slot_count; i++) {
         size_t pages = mem->slots[i].size / PAGE_SIZE;
 
@@ -89,11 +88,14 @@ void soft_cache_destroy(struct soft_cache *cache)
             munmap(cache->pages[i],
                    cache->mem->slots[i].size / PAGE_SIZE * sizeof(struct code_page));
     }
-    for (unsigned i = 0; i < 2; i++) {
-        if (cache->half[i])
-            munmap(cache->half[i], CACHE_HALF_SIZE);
-    }
+    if (cache->half[0])
+        munmap(cache->half[0], 2 * CACHE_HALF_SIZE);
     munmap(cache, sizeof(*cache));
+}
+
+const uint8_t *soft_cache_blocks(const struct soft_cache *cache)
+{
+    return cache->half[0];
 }
 
 static struct code_page *code_page_of(struct soft_cache *cache, struct mem_slot *slot, gpa_t gpa)
@@ -598,8 +600,7 @@ struct soft_block *soft_block_peek(struct soft_vcpu *cpu, gpa_t gpa, uint32_t mo
     return NULL;
 }
 
-/* An instruction that crosses pages is good only while the second page is where it was. */
-static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear)
+bool soft_block_second_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear)
 {
     gva_t next = (linear & PAGE_MASK) + PAGE_SIZE;
 
@@ -609,29 +610,26 @@ static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *bl
 }
 
 /* What a jump cache entry leads translated code to. */
-static const void *jump_code(const struct soft_vcpu *cpu, const struct soft_block *block)
+static uint32_t jump_code(const struct soft_vcpu *cpu, const struct soft_block *block)
 {
     const struct soft_jit *jit = cpu->cache->jit;
     const struct soft_native *native;
 
     if (!jit)
-        return NULL;
+        return 0;
     if (cpu->lockstep)
-        return soft_jit_address(jit, jit->thunk[JIT_EXIT_JUMP]);
+        return jit->thunk[JIT_EXIT_JUMP];
     native = atomic_load_explicit(&block->native, memory_order_acquire);
-    return soft_jit_address(jit, native ? native->entry_saved : jit->thunk[JIT_EXIT_JUMP]);
+    return native ? native->entry_saved : jit->thunk[JIT_EXIT_JUMP];
 }
 
 static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *block, bool global)
 {
-    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    uint32_t place = (uint32_t)((uint64_t)((const uint8_t *)block - cpu->block_base) / 8);
+    struct soft_jump entry = {linear, jump_code(cpu, block), place | (global ? SOFT_JUMP_GLOBAL : 0)};
     unsigned hash = soft_mmu_hash(linear, PAGE_SHIFT);
 
-    *jump = (struct soft_jump){.rip = linear,
-                               .code = jump_code(cpu, block),
-                               .block = block,
-                               .global = global};
-    soft_context_note_jump(cpu->context, jump);
+    soft_context_put_jump(cpu->context, entry);
     cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
 }
 
@@ -644,11 +642,11 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear)
         cache_recycle_code(cpu);
     first = soft_fetch_page(cpu, linear);
     block = first->host ? soft_block_peek(cpu, first->gpa | (linear & ~PAGE_MASK), cpu->mode) : NULL;
-    if (block && block->gpa2 != SOFT_BLOCK_ONE_PAGE && !second_page_holds(cpu, block, linear))
+    if (block && !soft_block_holds(cpu, block, linear))
         block = NULL;
     if (!block)
         block = block_make(cpu, linear);
-    if (block == cpu->scratch || block->gpa2 != SOFT_BLOCK_ONE_PAGE)
+    if (block == cpu->scratch)
         return block;
     first = soft_fetch_page(cpu, linear);
     jump_fill(cpu, linear, block, first->mask != UINT64_MAX);
@@ -657,9 +655,9 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear)
 
 void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_block *block)
 {
-    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    struct soft_jump *jump = soft_jump_find(cpu->context, linear);
 
-    if (jump->rip == linear && jump->block == block)
+    if (jump && soft_jump_block(cpu, jump) == block)
         jump->code = jump_code(cpu, block);
 }
 

@@ -46,9 +46,18 @@ struct soft_block {
     struct insn insn[];
 };
 
+/* Where a cached jump leads. */
+static inline struct soft_block *soft_jump_block(const struct soft_vcpu *cpu,
+                                                 const struct soft_jump *jump)
+{
+    return (struct soft_block *)(uintptr_t)(cpu->block_base +
+                                            (uint64_t)(jump->block & ~SOFT_JUMP_GLOBAL) * 8);
+}
+
 /* `jit`: whose translations hang off the blocks; NULL: none. */
 nodiscard int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache **out);
 void soft_cache_destroy(struct soft_cache *cache);
+const uint8_t *soft_cache_blocks(const struct soft_cache *cache); /* for soft_vcpu.block_base */
 
 /* The block at CS:RIP, decoded if need be; may raise #PF, #GP. */
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear);
@@ -74,6 +83,14 @@ bool soft_cache_edge_due(const struct soft_vcpu *cpu);
 
 /* The block decoded for this address and mode, or NULL. Decode lock or at no block edge: it may be removed at any time. */
 struct soft_block *soft_block_peek(struct soft_vcpu *cpu, gpa_t gpa, uint32_t mode);
+/* False: an instruction that crosses pages, whose second page is another by now. May raise #PF. */
+bool soft_block_second_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear);
+static inline bool soft_block_holds(struct soft_vcpu *cpu, const struct soft_block *block,
+                                    gva_t linear)
+{
+    return likely(block->gpa2 == SOFT_BLOCK_ONE_PAGE) ||
+           soft_block_second_holds(cpu, block, linear);
+}
 /* Translates the block, which has run often. At a block edge. */
 void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block);
 /* Joins the code that was left through `link` to the block that follows. */

@@ -382,6 +382,9 @@ static bool interpret_parts(struct soft_vcpu *cpu, const struct soft_native *nat
         if (cpu->s.rip != (page | (native->part[i]->gpa & ~PAGE_MASK)))
             return false;
         cpu->block = native->part[i];
+        cpu->end_block = false;
+        if (!soft_block_holds(cpu, native->part[i], cpu->s.rip))
+            return false;
         if (stops)
             interpret_to(cpu, native->part[i], cpu->lockstep->stop_at);
         else

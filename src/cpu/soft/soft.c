@@ -249,6 +249,7 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
     cpu->self = cpu;
     cpu->base = (struct vcpu){.vm = base, .index = index};
     cpu->cache = vm->cache;
+    cpu->block_base = soft_cache_blocks(vm->cache);
     cpu->code = vm->code;
     cpu->code_exec = soft_code_exec_base(vm->code);
     if (soft_vcpu_make(cpu) < 0) {

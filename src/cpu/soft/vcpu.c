@@ -335,11 +335,15 @@ void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear)
 static struct soft_block *next_block(struct soft_vcpu *cpu)
 {
     gva_t linear = code_linear(cpu);
-    const struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    const struct soft_jump *jump = soft_jump_find(cpu->context, linear);
+    struct soft_block *block;
 
-    if (likely(jump->rip == linear &&
-               atomic_load_explicit(&jump->block->valid, memory_order_relaxed)))
-        return jump->block;
+    if (unlikely(!jump))
+        return soft_block_find(cpu, linear);
+    block = soft_jump_block(cpu, jump);
+    if (likely(atomic_load_explicit(&block->valid, memory_order_relaxed) &&
+               soft_block_holds(cpu, block, linear)))
+        return block;
     return soft_block_find(cpu, linear);
 }
 

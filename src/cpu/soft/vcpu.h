@@ -126,6 +126,7 @@ struct soft_vcpu {
     struct soft_mmu *mmu;       /* owned */
     struct soft_cache *cache;   /* shared, owned by the VM */
     const uint8_t *code_exec;   /* where the code buffer is executed */
+    const uint8_t *block_base;  /* where soft_jump.block is counted from */
     struct soft_code *code;     /* shared, owned by the VM; cache's decode lock */
     struct soft_x87 x87;
     uint16_t xstate_offset[8];  /* of XSAVE components in standard format; exec_xstate.c */

@@ -88,6 +88,7 @@ void asm_nop5(struct asm_code *a);
 #define ASM_CC_AE 0x3u
 #define ASM_CC_E  0x4u
 #define ASM_CC_NE 0x5u
+#define ASM_CC_A  0x7u
 #define ASM_CC_S  0x8u
 #define ASM_CC_GE 0xdu
 

@@ -46,13 +46,15 @@ static struct soft_native *native_of(const void *site, uint16_t start)
 /* Where the guest goes on, when that is translated and nothing else is to be done first; or NULL. */
 static const void *elsewhere(struct soft_vcpu *cpu)
 {
-    const struct soft_jump *jump = soft_jump_slot(cpu->context, cpu->s.rip);
+    const struct soft_jump *jump = soft_jump_find(cpu->context, cpu->s.rip);
     const struct soft_native *native;
+    const struct soft_block *block;
 
-    if (jump->rip != cpu->s.rip || !soft_undisturbed(cpu) || cpu->lockstep)
+    if (!jump || !soft_undisturbed(cpu) || cpu->lockstep)
         return NULL;
-    native = atomic_load_explicit(&jump->block->native, memory_order_acquire);
-    if (!native || !atomic_load_explicit(&jump->block->valid, memory_order_relaxed))
+    block = soft_jump_block(cpu, jump);
+    native = atomic_load_explicit(&block->native, memory_order_acquire);
+    if (!native || !atomic_load_explicit(&block->valid, memory_order_relaxed))
         return NULL;
     soft_fpu_use(cpu);
     cpu->x87.fcs = cpu->s.seg[SEG_CS].selector;
@@ -76,6 +78,8 @@ static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
     cpu->block = block;
     cpu->end_block = false;
     cpu->stat_slow++;
+    if (unlikely(!soft_block_holds(cpu, block, cpu->s.rip)))
+        return NULL; /* before the instruction */
     in->fn(cpu, in);
     cpu->s.rip = cpu->next_rip;
     soft_jit_flags_in(cpu);
@@ -185,6 +189,8 @@ struct jit_link *soft_jit_run(struct soft_vcpu *cpu, const struct soft_native *n
         cpu->stat_left_link++;
         return leave_link(cpu, exit.site);
     }
+    if (exit.kind == JIT_EXIT_GP)
+        soft_raise_gp(cpu, 0);
     if (exit.kind == JIT_EXIT_STALE) {
         cpu->stat_left_stale++;
         leave_stale(cpu, exit.site);

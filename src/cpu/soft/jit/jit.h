@@ -39,14 +39,24 @@ enum soft_jit_thunk {
     JIT_EXIT_AT_LIVE,   /* * the same */
     JIT_EXIT_TO,        /* R10: RIP to go on at */
     JIT_EXIT_HERE,      /* s.rip says where to go on */
-    JIT_EXIT_JUMP,      /* R11: the jump cache entry's offset; where it leads is not translated */
+    JIT_EXIT_JUMP,      /* R8: RIP to go on at, which is not translated */
+    JIT_EXIT_GP,        /* R10: RIP of the instruction that raises #GP(0) */
+    /* Through the jump cache. R10 is where to: the linear address, or its distance from code_page where said. A guest
+     * that is wanted, or whose way on is not known, is left there; no canonical address raises #GP(0) before the jump. */
+    JIT_GO_NEAR,      /* a direct jump; R10: distance */
+    JIT_GO_NEAR_LIVE, /* the same */
+    JIT_GO,           /* an indirect one; R8: the instruction's offset in its page */
+    JIT_GO_RET,            /* RET without operand; R8: the instruction's offset in its page. RSP is still to be moved */
+    JIT_GO_CALL_NEAR,      /* R10: distance; R8: host address of the stack's new top; R11: offset in the page of the
+                           instruction's end, its length << 16. Nothing has been pushed */
+    JIT_GO_CALL_FAR,       /* the same, R10 the linear address */
     JIT_THUNKS
 };
 
 /* How translated code was left. */
 struct jit_exit {
     const uint8_t *site; /* of JIT_EXIT_LINK and JIT_EXIT_STALE: what follows the call */
-    uint64_t kind;       /* enum soft_jit_thunk: JIT_LEAVE, JIT_EXIT_LINK or JIT_EXIT_STALE */
+    uint64_t kind;       /* enum soft_jit_thunk: JIT_LEAVE, JIT_EXIT_LINK, JIT_EXIT_STALE or JIT_EXIT_GP */
 };
 typedef struct jit_exit jit_enter_fn(struct soft_vcpu *cpu, const void *code);
 

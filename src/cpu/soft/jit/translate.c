@@ -102,10 +102,10 @@ static void poll_by_fault(struct jit_translation *t)
 
 static void decode_one(struct jit_insn *i, uint32_t mode)
 {
-    if (soft_decode_fields(mode, i->bytes, i->in->length, &i->z, i->operand))
+    if (i->bytes && soft_decode_fields(mode, i->bytes, i->in->length, &i->z, i->operand))
         jit_classify(i);
     else
-        i->class = JIT_INTERPRET; /* it raises an exception, or has just been changed */
+        i->class = JIT_INTERPRET; /* it raises an exception, has just been changed, or crosses the page */
     if (i->class == JIT_INTERPRET) {
         i->flags_clobbered = true;
         i->flags_read = i->flags_written = i->inverted = i->goes_on = false;
@@ -117,15 +117,15 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
     const struct mem_slot *slot = mem_slot_find(t->cpu->base.vm->machine->mem, block->gpa);
     unsigned offset = (unsigned)(block->gpa & ~PAGE_MASK), part = t->native->part_count;
     const uint8_t *bytes = slot ? slot->host + (block->gpa - slot->gpa) : NULL;
+    bool crosses = block->gpa2 != SOFT_BLOCK_ONE_PAGE; /* it is one instruction, and the last */
 
-    if (!bytes || block->gpa2 != SOFT_BLOCK_ONE_PAGE || part == JIT_PARTS ||
-        t->insn_count + block->count > JIT_INSNS)
+    if (!bytes || part == JIT_PARTS || t->insn_count + block->count > JIT_INSNS)
         return false;
     for (unsigned k = 0; k < block->count; k++) {
         struct jit_insn *i = &t->work->insn[t->insn_count++];
 
         i->in = &block->insn[k];
-        i->bytes = bytes;
+        i->bytes = crosses ? NULL : bytes;
         i->offset = (uint16_t)offset;
         i->part = (uint8_t)part;
         i->index = (uint8_t)k;
@@ -146,7 +146,7 @@ static bool has_part(const struct soft_native *native, const struct soft_block *
     return false;
 }
 
-/* A block that was executed and is not yet part of this. */
+/* A block that was executed, is not yet part of this, and has no translation of its own, to which one can jump. */
 static struct soft_block *block_at(const struct jit_translation *t, unsigned offset)
 {
     const struct soft_block *head = t->native->part[0];
@@ -155,7 +155,9 @@ static struct soft_block *block_at(const struct jit_translation *t, unsigned off
     if (offset >= PAGE_SIZE)
         return NULL;
     block = soft_block_peek(t->cpu, (head->gpa & PAGE_MASK) | offset, head->mode);
-    if (!block || block->gpa2 != SOFT_BLOCK_ONE_PAGE || block->insn[0].flags & INSN_ALONE)
+    if (!block || block->insn[0].flags & INSN_ALONE)
+        return NULL;
+    if (atomic_load_explicit(&block->native, memory_order_relaxed))
         return NULL;
     return has_part(t->native, block) ? NULL : block;
 }
