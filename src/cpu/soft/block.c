@@ -664,7 +664,7 @@ void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_bl
 static bool parts_valid(const struct soft_native *native)
 {
     for (unsigned i = 0; i < native->part_count; i++) {
-        if (!atomic_load_explicit(&native->part[i]->valid, memory_order_relaxed))
+        if (!atomic_load_explicit(&native->part[i].block->valid, memory_order_relaxed))
             return false;
     }
     return true;

@@ -54,7 +54,7 @@ void jit_new_link(struct jit_translation *t, int64_t to, uint32_t site)
         return;
     }
     t->work->link[t->link_count++] =
-        (struct jit_link){.site = site, .to = (uint16_t)to, .flags = t->flags};
+        (struct jit_link){.site = site, .to = (uint16_t)to & 0xfffu, .flags = t->flags & 3u};
 }
 
 static void link_or_close(struct jit_translation *t, int64_t to, uint32_t site)

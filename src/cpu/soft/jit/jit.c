@@ -66,7 +66,7 @@ static const void *elsewhere(struct soft_vcpu *cpu)
 static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
 {
     const struct soft_native *native = native_of(site, site->start);
-    struct soft_block *block = native->part[site->part];
+    struct soft_block *block = native->part[site->part].block;
     const struct insn *in = &block->insn[site->index];
     int16_t resume = site->resume;
     uint64_t next;
@@ -159,7 +159,7 @@ static void leave_stale(struct soft_vcpu *cpu, const uint8_t *site)
     const struct soft_native *native = native_at(cpu->soft_vm->jit, site);
 
     BUG_ON(!native);
-    cpu->s.rip = cpu->code_page + (native->part[0]->gpa & ~PAGE_MASK);
+    cpu->s.rip = cpu->code_page + (native->part[0].block->gpa & ~PAGE_MASK);
 }
 
 static struct jit_link *leave_link(struct soft_vcpu *cpu, const uint8_t *site)
@@ -210,10 +210,10 @@ static void set_jump(struct soft_jit *jit, uint32_t site, uint32_t target)
 void soft_jit_publish(struct soft_native *native)
 {
     for (unsigned i = 1; i < native->part_count; i++) {
-        native->next_of_part[i] = native->part[i]->native_parts;
-        native->part[i]->native_parts = native;
+        native->part[i].next = native->part[i].block->native_parts;
+        native->part[i].block->native_parts = native;
     }
-    atomic_store_explicit(&native->part[0]->native, native, memory_order_release);
+    atomic_store_explicit(&native->part[0].block->native, native, memory_order_release);
 }
 
 void soft_jit_link(struct soft_jit *jit, struct jit_link *link, struct soft_native *target)
@@ -250,21 +250,21 @@ static void native_remove(struct soft_jit *jit, struct soft_native *native)
         redirect_entry(jit, native->entry_live, jit->thunk[JIT_EXIT_STALE_LIVE]);
     for (struct jit_link *link = native->incoming; link; link = link->next) {
         link->target = NULL;
-        set_jump(jit, link->site, link->unlinked);
+        set_jump(jit, link->site, link->site + link->unlinked);
     }
     native->incoming = NULL;
-    if (atomic_load_explicit(&native->part[0]->native, memory_order_relaxed) != native)
+    if (atomic_load_explicit(&native->part[0].block->native, memory_order_relaxed) != native)
         return;
-    atomic_store(&native->part[0]->native, NULL);
-    native->part[0]->runs = 0;
+    atomic_store(&native->part[0].block->native, NULL);
+    native->part[0].block->runs = 0;
 }
 
 static struct soft_native *next_with(const struct soft_native *native,
                                      const struct soft_block *block)
 {
     for (unsigned i = 1; i < native->part_count; i++) {
-        if (native->part[i] == block)
-            return native->next_of_part[i];
+        if (native->part[i].block == block)
+            return native->part[i].next;
     }
     BUG("a part is in the list of its translations");
 }

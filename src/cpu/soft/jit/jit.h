@@ -65,9 +65,9 @@ struct jit_link {
     struct soft_native *target; /* NULL: not linked */
     struct jit_link *next;   /* of those that lead to the same */
     uint32_t site;           /* offset of the displacement */
-    uint32_t unlinked;       /* offset of the code that asks for the link */
-    uint16_t to;             /* where the jump leads, offset in the page */
-    uint8_t flags;           /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
+    uint16_t unlinked;       /* from there to the code that asks for the link */
+    uint16_t to : 12;        /* where the jump leads, offset in the page */
+    uint16_t flags : 2;      /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
 };
 
 /* Where the host may fault, and what is then to be known. */
@@ -85,26 +85,32 @@ struct jit_trap {
 #define JIT_PARTS 8u  /* blocks in one translation */
 #define JIT_LINKS 20u
 
+struct jit_part {
+    struct soft_block *block;
+    struct soft_native *next; /* cache lock: list of those in which the block is not the head */
+};
+
 /*
  * A translation: of a block, and of what usually follows it in the same page, up to JIT_PARTS blocks. It is entered at
  * its head only, and goes when any of them is removed. Its code begins with its own address (of this struct).
  */
 struct soft_native {
-    struct soft_block *part[JIT_PARTS]; /* [0]: the head */
-    struct soft_native *next_of_part[JIT_PARTS]; /* cache lock: list of those in which the block is not the head */
-    uint8_t part_count, link_count;
-    bool removed;          /* cache lock; the vCPU that executes it looks after each call */
-    bool has_loop;         /* a second form of its body (loop.h) */
-    bool prefers_saved;    /* when a jump has the flags in both places */
     uint32_t number;       /* counts translations since the last reset, from 1 */
     uint32_t start, end;   /* offsets in the buffer */
     uint32_t entry_live;   /* flags in the host's register */
     uint32_t entry_saved;  /* flags in jit_flags */
+    uint16_t trap_count;
+    uint8_t part_count, link_count;
+    bool prefers_saved;    /* when a jump has the flags in both places */
+    bool removed;          /* cache lock; the vCPU that executes it looks after each call */
+    bool has_loop;         /* a second form of its body (loop.h) */
     struct jit_link *incoming; /* cache lock */
     struct jit_link *link;     /* link_count of them */
     struct jit_trap *trap;     /* by address */
-    uint16_t trap_count;
+    struct jit_part part[];    /* [0]: the head */
 };
+static_assert(sizeof(struct soft_native) == 56 && sizeof(struct jit_link) == 24,
+              "a large program has a hundred thousand");
 
 struct soft_jit {
     struct soft_code *code;  /* borrowed */

@@ -133,14 +133,14 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
         bytes += i->in->length;
         offset += i->in->length;
     }
-    t->native->part[t->native->part_count++] = block;
+    t->native->part[t->native->part_count++].block = block;
     return true;
 }
 
 static bool has_part(const struct soft_native *native, const struct soft_block *block)
 {
     for (unsigned k = 0; k < native->part_count; k++) {
-        if (native->part[k] == block)
+        if (native->part[k].block == block)
             return true;
     }
     return false;
@@ -149,7 +149,7 @@ static bool has_part(const struct soft_native *native, const struct soft_block *
 /* A block that was executed, is not yet part of this, and has no translation of its own, to which one can jump. */
 static struct soft_block *block_at(const struct jit_translation *t, unsigned offset)
 {
-    const struct soft_block *head = t->native->part[0];
+    const struct soft_block *head = t->native->part[0].block;
     struct soft_block *block;
 
     if (offset >= PAGE_SIZE)
@@ -409,7 +409,7 @@ static void emit_links(struct jit_translation *t)
     for (unsigned k = 0; k < t->link_count; k++) {
         struct jit_link *link = &t->work->link[k];
 
-        link->unlinked = t->a.at;
+        link->unlinked = (uint16_t)(t->a.at - link->site);
         asm_patch(&t->a, link->site, t->a.at);
         jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
         asm_u16(&t->a, (uint16_t)(t->a.at - t->native->start));
@@ -418,6 +418,8 @@ static void emit_links(struct jit_translation *t)
 }
 
 /* ---- the whole ---- */
+
+#define NATIVE_MOST (sizeof(struct soft_native) + JIT_PARTS * sizeof(struct jit_part))
 
 static void *meta_take(struct soft_jit *jit, size_t size)
 {
@@ -429,7 +431,7 @@ static void *meta_take(struct soft_jit *jit, size_t size)
 
 static bool meta_room(const struct soft_jit *jit)
 {
-    return jit->meta_used + sizeof(struct soft_native) + JIT_LINKS * sizeof(struct jit_link) +
+    return jit->meta_used + NATIVE_MOST + JIT_LINKS * sizeof(struct jit_link) +
                    JIT_TRAPS_MAX * sizeof(struct jit_trap) + 32 <= SOFT_JIT_META &&
            jit->count < SOFT_JIT_BLOCKS;
 }
@@ -491,11 +493,12 @@ struct soft_native *soft_jit_translate(struct soft_vcpu *cpu, struct soft_block 
     if (!soft_code_reserve(jit->code, TRANSLATION_ROOM, &t.a.at))
         return NULL;
     t.a.end = t.a.at + TRANSLATION_ROOM;
-    t.native = meta_take(jit, sizeof(*t.native));
+    t.native = meta_take(jit, NATIVE_MOST);
     *t.native = (struct soft_native){.number = jit->count + 1, .start = t.a.at};
     native = NULL;
     if (decode_part(&t, block)) {
         decode_parts(&t);
+        jit->meta_used -= (JIT_PARTS - t.native->part_count) * sizeof(struct jit_part);
         emit_all(&t);
         native = finish(&t);
     }
