@@ -80,7 +80,7 @@ static void fuzz_translate(struct soft_vcpu *cpu, gva_t at)
 
     while (count < FUZZ_BLOCKS && at < end) {
         block[count] = soft_block_find(cpu, at);
-        if (block[count] == cpu->scratch)
+        if (block[count] == &cpu->scratch->block)
             return;
         at += block[count]->bytes;
         block[count]->runs = (uint16_t)(count * 7 % 5);

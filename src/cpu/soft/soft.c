@@ -125,7 +125,7 @@ static int soft_vm_make(struct soft_vm *vm, struct mem *mem)
     ret = vm->tuning.interpret ? -ENOTSUP : soft_jit_create(vm->code, &vm->jit);
     if (ret < 0 && ret != -ENOTSUP)
         return ret;
-    return soft_cache_create(mem, vm->jit, &vm->cache);
+    return soft_cache_create(mem, vm->jit, !vm->tuning.lockstep, &vm->cache);
 }
 
 static int soft_vm_create(struct machine *machine, const struct cpu_model *model, unsigned cpus,
@@ -186,6 +186,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
         soft_thread_release(cpu->host_thread);
     free(cpu->host_thread);
     free(cpu->scratch);
+    free(cpu->again);
     free(cpu->jit_work);
     soft_lockstep_destroy(cpu->lockstep);
     munmap(cpu, SOFT_VCPU_MAPPED + PAGE_SIZE);
@@ -229,10 +230,11 @@ static struct soft_vcpu *soft_vcpu_map(void)
 /* What it made is released with the vCPU also when it fails. */
 static int soft_vcpu_make(struct soft_vcpu *cpu)
 {
-    cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
+    cpu->scratch = calloc(1, sizeof(*cpu->scratch));
+    cpu->again = calloc(SOFT_AGAIN, sizeof(*cpu->again));
     cpu->jit_work = calloc(1, sizeof(*cpu->jit_work));
     cpu->host_thread = calloc(1, sizeof(*cpu->host_thread));
-    if (!cpu->scratch || !cpu->jit_work || !cpu->host_thread)
+    if (!cpu->scratch || !cpu->again || !cpu->jit_work || !cpu->host_thread)
         return -ENOMEM;
     if (soft_thread_init(cpu->host_thread) < 0)
         return -ENOMEM;

@@ -28,6 +28,8 @@ struct soft_mmu;   /* mmu.h: translations, and the contexts */
 struct soft_context; /* context.h: the TLB and jump cache in use */
 struct soft_cache; /* block.h: decoded blocks, one per VM */
 struct soft_block;
+struct soft_scratch;
+struct soft_again;
 struct soft_code;  /* code.h: native code */
 struct jit_work;   /* jit/translate.h */
 struct soft_lockstep; /* lockstep.h */
@@ -171,8 +173,10 @@ struct soft_vcpu {
 
     /* block.c */
     struct soft_block *block;   /* being executed */
-    struct soft_block *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
+    struct soft_scratch *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
+    struct soft_again *again;   /* owned: SOFT_AGAIN of them, by key */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
+    uint64_t cache_dropped;     /* the cache's count of drops then */
 
     /* sync.c */
     _Atomic uint32_t where;     /* enum soft_where */

@@ -62,23 +62,37 @@ static const void *elsewhere(struct soft_vcpu *cpu)
     return soft_jit_address(cpu->soft_vm->jit, native->entry_saved);
 }
 
+/* The instruction of a site; NULL: it has just been changed, or there is no room. */
+static const struct insn *insn_of(struct soft_vcpu *cpu, const struct soft_native *native,
+                                  const struct soft_block *block, const struct jit_site *site)
+{
+    const struct insn *insn = atomic_load_explicit(&block->insn, memory_order_acquire);
+
+    if (insn)
+        return &insn[site->index];
+    insn = soft_block_again(cpu, block, site->offset, site->length, site);
+    atomic_thread_fence(memory_order_acquire); /* the bytes were read before: a block is removed before they change */
+    return native->removed ? NULL : insn;
+}
+
 /* Executes one instruction. Answers where the code goes on, or NULL to leave it. */
 static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
 {
     const struct soft_native *native = native_of(site, site->start);
     struct soft_block *block = native->part[site->part].block;
-    const struct insn *in = &block->insn[site->index];
+    const struct insn *in;
     int16_t resume = site->resume;
     uint64_t next;
 
     soft_jit_flags_out(cpu);
     cpu->s.rip = cpu->code_page + site->offset;
-    next = cpu->s.rip + in->length;
+    next = cpu->s.rip + site->length;
     cpu->next_rip = next;
     cpu->block = block;
     cpu->end_block = false;
     cpu->stat_slow++;
-    if (unlikely(!soft_block_holds(cpu, block, cpu->s.rip)))
+    in = insn_of(cpu, native, block, site);
+    if (unlikely(!in || !soft_block_holds(cpu, block, cpu->s.rip)))
         return NULL; /* before the instruction */
     in->fn(cpu, in);
     cpu->s.rip = cpu->next_rip;

@@ -129,10 +129,12 @@ struct soft_jit {
 struct jit_site {
     uint16_t start;  /* bytes back to the translation's start */
     int16_t resume;  /* where to go on, from here; 0: nowhere */
-    uint16_t offset; /* of the instruction in its page */
+    uint16_t offset : 12; /* of the instruction in its page */
+    uint16_t length : 4;  /* its bytes */
     uint8_t part;    /* its block */
     uint8_t index;   /* of it in the block */
 };
+static_assert(sizeof(struct jit_site) == 8, "the translator writes it piece by piece");
 
 /* What follows the call of JIT_EXIT_LINK. */
 struct jit_link_site {

@@ -59,7 +59,7 @@ static void emit_site(struct jit_translation *t, const struct jit_insn *i, uint3
 
     asm_u16(&t->a, (uint16_t)(site - t->native->start));
     asm_u16(&t->a, (uint16_t)(resume ? resume - site : 0));
-    asm_u16(&t->a, i->offset);
+    asm_u16(&t->a, (uint16_t)(i->offset | i->in->length << 12));
     asm_byte(&t->a, i->part);
     asm_byte(&t->a, i->index);
 }
@@ -117,14 +117,15 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
     const struct mem_slot *slot = mem_slot_find(t->cpu->base.vm->machine->mem, block->gpa);
     unsigned offset = (unsigned)(block->gpa & ~PAGE_MASK), part = t->native->part_count;
     const uint8_t *bytes = slot ? slot->host + (block->gpa - slot->gpa) : NULL;
+    const struct insn *insn = atomic_load_explicit(&block->insn, memory_order_acquire);
     bool crosses = block->gpa2 != SOFT_BLOCK_ONE_PAGE; /* it is one instruction, and the last */
 
-    if (!bytes || part == JIT_PARTS || t->insn_count + block->count > JIT_INSNS)
+    if (!bytes || !insn || part == JIT_PARTS || t->insn_count + block->count > JIT_INSNS)
         return false;
     for (unsigned k = 0; k < block->count; k++) {
         struct jit_insn *i = &t->work->insn[t->insn_count++];
 
-        i->in = &block->insn[k];
+        i->in = &insn[k];
         i->bytes = crosses ? NULL : bytes;
         i->offset = (uint16_t)offset;
         i->part = (uint8_t)part;
@@ -150,12 +151,14 @@ static bool has_part(const struct soft_native *native, const struct soft_block *
 static struct soft_block *block_at(const struct jit_translation *t, unsigned offset)
 {
     const struct soft_block *head = t->native->part[0].block;
+    const struct insn *insn;
     struct soft_block *block;
 
     if (offset >= PAGE_SIZE)
         return NULL;
     block = soft_block_peek(t->cpu, (head->gpa & PAGE_MASK) | offset, head->mode);
-    if (!block || block->insn[0].flags & INSN_ALONE)
+    insn = block ? atomic_load_explicit(&block->insn, memory_order_acquire) : NULL;
+    if (!insn || insn->flags & INSN_ALONE)
         return NULL;
     if (atomic_load_explicit(&block->native, memory_order_relaxed))
         return NULL;
