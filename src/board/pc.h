@@ -26,6 +26,7 @@ struct pc_config {
     unsigned cpus;
     uint64_t memory; /* bytes, page aligned */
     const char *cpu_model;
+    uint64_t code_cache; /* bytes; 0: the engine's own choice */
     struct boot_paths boot;
     struct block_options disks[PC_DISKS_MAX];
     unsigned disk_count;

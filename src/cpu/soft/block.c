@@ -12,8 +12,6 @@
 
 #define CACHE_HASH_BITS  18u
 #define CACHE_HASH_SIZE  (1u << CACHE_HASH_BITS)
-#define CACHE_BLOCKS_SIZE (16u << 20)
-#define CACHE_INSNS_SIZE  (4u << 20)
 
 /* What is known of one page of a memory slot. */
 struct code_page {
@@ -96,17 +94,18 @@ static void arena_drained(struct arena *arena, uint64_t epoch)
     arena->drains = 0;
 }
 
-int soft_cache_create(struct mem *mem, struct soft_jit *jit, bool forgets, struct soft_cache **out)
+int soft_cache_create(struct mem *mem, const struct soft_cache_options *options,
+                      struct soft_cache **out)
 {
     struct soft_cache *cache = (struct soft_cache *)cache_map(sizeof(*cache));
 
     if (!cache)
         return -ENOMEM;
     cache->mem = mem;
-    cache->jit = jit;
-    cache->forgets = forgets;
-    if (arena_map(&cache->blocks, CACHE_BLOCKS_SIZE) < 0 ||
-        arena_map(&cache->insns, CACHE_INSNS_SIZE) < 0)
+    cache->jit = options->jit;
+    cache->forgets = options->forgets;
+    if (arena_map(&cache->blocks, options->blocks_size) < 0 ||
+        arena_map(&cache->insns, options->insns_size) < 0)
         goto err_destroy;
     for (unsigned i = 0; i < mem->slot_count; i++) {
         size_t pages = mem->slots[i].size / PAGE_SIZE;

@@ -70,8 +70,13 @@ static inline struct soft_block *soft_jump_block(const struct soft_vcpu *cpu,
                                             (uint64_t)(jump->block & ~SOFT_JUMP_GLOBAL) * 8);
 }
 
-/* `jit`: whose translations hang off the blocks; NULL: none. `forgets`: decoded instructions may go before the blocks. */
-nodiscard int soft_cache_create(struct mem *mem, struct soft_jit *jit, bool forgets,
+struct soft_cache_options {
+    struct soft_jit *jit;      /* borrowed: whose translations hang off the blocks; NULL: none */
+    size_t blocks_size, insns_size; /* bytes of the two arenas */
+    bool forgets;              /* decoded instructions may go before their blocks */
+};
+
+nodiscard int soft_cache_create(struct mem *mem, const struct soft_cache_options *options,
                                 struct soft_cache **out);
 void soft_cache_destroy(struct soft_cache *cache);
 const uint8_t *soft_cache_blocks(const struct soft_cache *cache); /* for soft_vcpu.block_base */

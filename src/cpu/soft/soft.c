@@ -21,6 +21,9 @@
 #include "cpu/soft/thread.h"
 #include "cpu/soft/vm.h"
 
+/* With it and the TLBs of a few processes, a machine of 256 MiB costs its host at most 64 MiB beyond the guest's memory. */
+#define CODE_CACHE_DEFAULT (48u << 20)
+
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)
 {
     return container_of(vcpu, struct soft_vcpu, base);
@@ -115,17 +118,23 @@ static void soft_vm_release(struct soft_vm *vm)
     free(vm);
 }
 
-/* What it made is in *vm also when it fails. */
-static int soft_vm_make(struct soft_vm *vm, struct mem *mem)
+/* What it made is in *vm also when it fails. The shares of the code cache are as large programs fill them. */
+static int soft_vm_make(struct soft_vm *vm, struct machine *machine)
 {
-    int ret = soft_code_create(vm->tuning.code_size, &vm->code);
+    uint64_t share = (machine->code_cache ? machine->code_cache : CODE_CACHE_DEFAULT) / 16;
+    struct soft_cache_options cache = {.forgets = !vm->tuning.lockstep};
+    uint64_t code = vm->tuning.code_size ? vm->tuning.code_size : share * 7;
+    int ret = soft_code_create((uint32_t)code, &vm->code);
 
     if (ret < 0)
         return ret;
-    ret = vm->tuning.interpret ? -ENOTSUP : soft_jit_create(vm->code, &vm->jit);
+    ret = vm->tuning.interpret ? -ENOTSUP : soft_jit_create(vm->code, share * 3, &vm->jit);
     if (ret < 0 && ret != -ENOTSUP)
         return ret;
-    return soft_cache_create(mem, vm->jit, !vm->tuning.lockstep, &vm->cache);
+    cache.blocks_size = share * 5;
+    cache.insns_size = vm->jit ? share : share * 4;
+    cache.jit = vm->jit;
+    return soft_cache_create(machine->mem, &cache, &vm->cache);
 }
 
 static int soft_vm_create(struct machine *machine, const struct cpu_model *model, unsigned cpus,
@@ -152,7 +161,7 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
         free(vm);
         return error_set(err, -EINVAL, "LODGE_SOFT=lockstep is for one CPU");
     }
-    ret = soft_vm_make(vm, machine->mem);
+    ret = soft_vm_make(vm, machine);
     if (ret < 0) {
         soft_vm_release(vm);
         return error_set(err, ret, "cannot reserve the code cache: %s", strerror(-ret));
@@ -388,6 +397,7 @@ static uint64_t soft_vcpu_tsc(struct vcpu *vcpu)
 const struct engine_ops soft_engine = {
     .name = "soft",
     .description = "executes the guest in software on any x86-64 host",
+    .code_cache = CODE_CACHE_DEFAULT,
     .probe = soft_probe,
     .cpuid_support = soft_cpuid_support,
     .vm_create = soft_vm_create,

@@ -6,7 +6,7 @@
 
 #define WORD_MAX 32u
 
-static const struct soft_tuning defaults = {.runs = 8, .block_insns = 64, .code_size = 32u << 20};
+static const struct soft_tuning defaults = {.runs = 8, .block_insns = 64};
 
 static int number(const char *text, uint32_t least, uint32_t most, uint32_t *out)
 {

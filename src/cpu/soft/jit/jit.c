@@ -121,7 +121,7 @@ static void make_thunks(struct soft_jit *jit)
     soft_code_keep(jit->code);
 }
 
-int soft_jit_create(struct soft_code *code, struct soft_jit **out)
+int soft_jit_create(struct soft_code *code, size_t meta_size, struct soft_jit **out)
 {
     struct soft_jit *jit;
 
@@ -134,7 +134,8 @@ int soft_jit_create(struct soft_code *code, struct soft_jit **out)
     jit->exec = soft_code_exec_base(code);
     jit->write = soft_code_write_base(code);
     jit->bmi2 = host_has_bmi2();
-    jit->meta = jit_pages(SOFT_JIT_META);
+    jit->meta_size = meta_size;
+    jit->meta = jit_pages(meta_size);
     jit->native = jit_pages(SOFT_JIT_BLOCKS * sizeof(*jit->native));
     if (!jit->meta || !jit->native) {
         soft_jit_destroy(jit);
@@ -150,7 +151,7 @@ void soft_jit_destroy(struct soft_jit *jit)
     if (!jit)
         return;
     if (jit->meta)
-        munmap(jit->meta, SOFT_JIT_META);
+        munmap(jit->meta, jit->meta_size);
     if (jit->native)
         munmap(jit->native, SOFT_JIT_BLOCKS * sizeof(*jit->native));
     munmap(jit, sizeof(*jit));

@@ -21,7 +21,6 @@
 #include "cpu/soft/code.h"
 #include "cpu/soft/vcpu.h"
 
-#define SOFT_JIT_META   (16u << 20) /* bytes; touched as they are needed */
 #define SOFT_JIT_BLOCKS (1u << 18)
 
 /* Places in the buffer that all blocks share (thunk.c). Those marked * are called, and find their
@@ -118,7 +117,7 @@ struct soft_jit {
     uint8_t *write;
     uint32_t thunk[JIT_THUNKS];
     uint8_t *meta;           /* owned: struct soft_native and struct jit_trap, until the next reset */
-    size_t meta_used;
+    size_t meta_size, meta_used; /* bytes */
     struct soft_native **native; /* owned: by address; up to count they may be read without the lock */
     _Atomic uint32_t count;
     uint64_t generation;     /* counts resets; changed while every vCPU is outside the code */
@@ -142,8 +141,8 @@ struct jit_link_site {
     uint16_t link;
 };
 
-/* -ENOTSUP: this host lacks something the translator needs. */
-nodiscard int soft_jit_create(struct soft_code *code, struct soft_jit **out);
+/* `meta_size`: bytes for what is kept of translations beside their code. -ENOTSUP: this host lacks something the translator needs. */
+nodiscard int soft_jit_create(struct soft_code *code, size_t meta_size, struct soft_jit **out);
 void soft_jit_destroy(struct soft_jit *jit); /* NULL is fine */
 /* With soft_code_reset: no vCPU is inside translated code. */
 void soft_jit_reset(struct soft_jit *jit);

@@ -435,7 +435,7 @@ static void *meta_take(struct soft_jit *jit, size_t size)
 static bool meta_room(const struct soft_jit *jit)
 {
     return jit->meta_used + NATIVE_MOST + JIT_LINKS * sizeof(struct jit_link) +
-                   JIT_TRAPS_MAX * sizeof(struct jit_trap) + 32 <= SOFT_JIT_META &&
+                   JIT_TRAPS_MAX * sizeof(struct jit_trap) + 32 <= jit->meta_size &&
            jit->count < SOFT_JIT_BLOCKS;
 }
 

@@ -18,7 +18,7 @@ static void test_defaults(void **state)
     assert_false(t.interpret || t.slow || t.lockstep);
     assert_int_equal(t.runs, 8);
     assert_int_equal(t.block_insns, 64);
-    assert_int_equal(t.code_size, 32u << 20);
+    assert_int_equal(t.code_size, 0);
     assert_int_equal(t.flush, 0);
 }
 
