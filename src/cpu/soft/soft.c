@@ -23,6 +23,7 @@
 
 /* With it and the TLBs of a few processes, a machine of 256 MiB costs its host at most 64 MiB beyond the guest's memory. */
 #define CODE_CACHE_DEFAULT (48u << 20)
+#define FORGET_SIZE        (16u << 10) /* with LODGE_SOFT=forget: a few blocks' instructions */
 
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)
 {
@@ -133,6 +134,8 @@ static int soft_vm_make(struct soft_vm *vm, struct machine *machine)
         return ret;
     cache.blocks_size = share * 5;
     cache.insns_size = vm->jit ? share : share * 4;
+    if (vm->tuning.forget)
+        cache.insns_size = FORGET_SIZE;
     cache.jit = vm->jit;
     return soft_cache_create(machine->mem, &cache, &vm->cache);
 }

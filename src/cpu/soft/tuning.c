@@ -31,6 +31,10 @@ static int one_word(const char *word, struct soft_tuning *t)
         t->slow = true;
         return 0;
     }
+    if (strcmp(word, "forget") == 0) {
+        t->forget = true;
+        return 0;
+    }
     if (strcmp(word, "lockstep") == 0) {
         t->lockstep = true;
         return 0;
