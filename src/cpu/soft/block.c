@@ -16,6 +16,7 @@
 /* What is known of one page of a memory slot. */
 struct code_page {
     struct soft_block *blocks;    /* cache lock */
+    uint64_t lines;               /* cache lock; a bit for each 64 bytes: unset, no block has any of them */
     _Atomic uint32_t generation;  /* bumped, under the lock, when bytes under blocks may change */
     _Atomic uint16_t writers;     /* who may hold a write translation: 0, index + 1, or many */
     _Atomic uint16_t revoking;    /* vCPUs that took the writers and wait for them to let go */
@@ -205,6 +206,7 @@ static void page_drop(struct soft_cache *cache, gpa_t gpa)
     if (!page->blocks)
         return;
     page->blocks = NULL;
+    page->lines = 0;
     page_close(page, slot, gpa);
 }
 
@@ -219,16 +221,32 @@ static void block_remove_locked(struct soft_cache *cache, struct soft_block *blo
         page_unlink(cache, block, block->gpa2);
 }
 
-static bool block_touches(const struct soft_block *block, gpa_t page, unsigned first,
-                          unsigned len)
-{
-    unsigned start = (unsigned)(block->gpa & ~PAGE_MASK), end = start + block->bytes;
+/* A range of bytes inside a page. */
+struct range {
+    unsigned first, end;
+};
 
-    if (block_link(block, page) == 1) {
-        end -= PAGE_SIZE;
-        start = 0;
-    }
-    return first < end && start < first + len;
+static struct range block_range(const struct soft_block *block, gpa_t page)
+{
+    unsigned first = (unsigned)(block->gpa & ~PAGE_MASK), end = first + block->bytes;
+
+    if (block_link(block, page) == 1)
+        return (struct range){0, end - PAGE_SIZE};
+    return (struct range){first, end < PAGE_SIZE ? end : PAGE_SIZE};
+}
+
+static uint64_t lines_of(struct range range)
+{
+    return UINT64_MAX << (range.first / 64) & UINT64_MAX >> (63 - (range.end - 1) / 64);
+}
+
+static uint64_t page_lines(const struct soft_block *block, gpa_t page)
+{
+    uint64_t lines = 0;
+
+    for (; block; block = block->page_next[block_link(block, page)])
+        lines |= lines_of(block_range(block, page));
+    return lines;
 }
 
 /* Removes the blocks that hold any byte of [gpa, gpa+len), which lies inside one page. */
@@ -237,14 +255,20 @@ static void page_written_locked(struct soft_cache *cache, struct mem_slot *slot,
 {
     gpa_t base = gpa & PAGE_MASK;
     struct code_page *page = code_page_of(cache, slot, base);
+    struct range written = {(unsigned)(gpa - base), (unsigned)(gpa - base) + len};
     struct soft_block *block = page->blocks, *next;
 
     atomic_fetch_add(&page->generation, 1);
+    if (block && !(page->lines & lines_of(written)))
+        return;
     for (; block; block = next) {
+        struct range range = block_range(block, base);
+
         next = block->page_next[block_link(block, base)];
-        if (block_touches(block, base, (unsigned)(gpa - base), len))
+        if (written.first < range.end && range.first < written.end)
             block_remove_locked(cache, block);
     }
+    page->lines = page_lines(page->blocks, base);
     if (!page->blocks)
         atomic_fetch_and(code_flags(slot, base), (uint8_t)~MEM_PAGE_CODE);
 }
@@ -572,6 +596,7 @@ static struct soft_block *cache_insert(struct soft_vcpu *cpu, const struct soft_
     for (unsigned i = 0; i < spans; i++) {
         block->page_next[i] = span[i].page->blocks;
         span[i].page->blocks = block;
+        span[i].page->lines |= lines_of(block_range(block, span[i].gpa));
     }
     bucket = cache_bucket(cache, block->gpa, block->mode);
     atomic_store(&block->hash_next, atomic_load(bucket));
