@@ -275,6 +275,7 @@ int pc_create(const struct pc_config *config, const struct engine_ops *engine,
         r = firmware_add_rom(&pc->firmware, pc->machine->mem, err);
     if (r < 0)
         goto err_machine;
+    pc->machine->code_cache = config->code_cache;
     r = engine->vm_create(pc->machine, &pc->model, pc->cpus, &pc->vm, err);
     if (r < 0)
         goto err_machine;

@@ -28,6 +28,7 @@ struct pc_config {
     unsigned cpus;
     uint64_t memory; /* bytes, page aligned */
     const char *cpu_model;
+    uint64_t code_cache; /* bytes; 0: the engine's own choice */
     struct boot_paths boot;           /* without a kernel: */
     struct firmware_options firmware; /* what starts instead */
     struct block_options disks[PC_DISKS_MAX];

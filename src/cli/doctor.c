@@ -12,7 +12,8 @@ void cli_doctor_help(void)
     printf("usage: lodge doctor [--json]\n\n"
            "Runs a self-test guest on every engine and tells which work here, why the others do\n"
            "not, and what would help. Exit status 0 when at least one engine works, else 1.\n\n"
-           "  --json    for programs: {\"engines\": [{\"name\", \"usable\", \"reason\", \"fix\"}],\n"
+           "  --json    for programs: {\"engines\": [{\"name\", \"usable\", \"reason\", \"fix\",\n"
+           "            \"code_cache\": the default of --code-cache in bytes, or 0}],\n"
            "            \"chosen\": what --engine auto takes, or null}\n");
 }
 
@@ -21,10 +22,11 @@ static int doctor_json(const struct engine_probe *probes, const char *chosen)
     json_t *list = json_array(), *root;
 
     for (unsigned i = 0; engines[i]; i++) {
-        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s, s:s}", "name", engines[i]->name,
-                                              "description", engines[i]->description, "usable",
-                                              probes[i].usable, "reason", probes[i].reason, "fix",
-                                              probes[i].fix));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s, s:s, s:I}", "name",
+                                              engines[i]->name, "description",
+                                              engines[i]->description, "usable", probes[i].usable,
+                                              "reason", probes[i].reason, "fix", probes[i].fix,
+                                              "code_cache", (json_int_t)engines[i]->code_cache));
     }
     root = json_pack("{s:o, s:s?}", "engines", list, "chosen", chosen);
     if (!root || json_dumpf(root, stdout, JSON_INDENT(2))) {
@@ -44,6 +46,9 @@ static int doctor_text(const struct engine_probe *probes, const char *chosen)
         printf("       %s\n", probes[i].reason);
         if (!probes[i].usable && probes[i].fix[0])
             printf("       to fix: %s\n", probes[i].fix);
+        if (engines[i]->code_cache)
+            printf("       code cache: %llu MiB unless --code-cache says otherwise\n",
+                   (unsigned long long)(engines[i]->code_cache >> 20));
     }
     if (chosen)
         printf("\n--engine auto takes %s.\n", chosen);

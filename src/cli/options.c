@@ -58,6 +58,19 @@ static int set_memory(struct run_options *options, const char *value, struct err
     return 0;
 }
 
+static int set_code_cache(struct run_options *options, const char *value, struct error *err)
+{
+    uint64_t size;
+
+    if (cli_parse_size(value, &size))
+        return error_set(err, -EINVAL, "--code-cache: '%s' is not a size (write 48M or 128M)", value);
+    if (size < ENGINE_CODE_CACHE_LEAST || size > ENGINE_CODE_CACHE_MOST)
+        return error_set(err, -EINVAL, "--code-cache: '%s' is not between %lluM and %lluM", value,
+                         ENGINE_CODE_CACHE_LEAST >> 20, ENGINE_CODE_CACHE_MOST >> 20);
+    options->config.code_cache = size;
+    return 0;
+}
+
 static int set_kernel(struct run_options *options, const char *value, struct error *err)
 {
     (void)err;
@@ -320,6 +333,9 @@ static const struct option options_table[] = {
      "user-mode NAT, with TCP (or udp:) ports forwarded (default user)", set_net},
     {"serial", "stdio|none|file:PATH|unix:PATH", "where the first serial port goes (default stdio)",
      set_serial},
+    {"code-cache", "SIZE",
+     "host memory for translated code, 4M to 1024M (soft engine; its default: see 'lodge doctor')",
+     set_code_cache},
     {"cpu-model", "NAME", "what CPUID shows (default host; x86-64-v1 to -v4)", set_cpu_model},
     {"name", "NAME", "the machine's name, for messages", set_name},
     {"no-reboot", NULL, "end, with status 0, when the guest resets", set_no_reboot},

@@ -29,6 +29,7 @@ struct machine {
     struct device *devices;       /* owned list, destroyed last to first */
     struct irq_line gsi[GSI_COUNT]; /* set by the board before devices are created */
     struct msi_sink msi;
+    uint64_t code_cache; /* set by the board: bytes an engine may take for translated code; 0: its own choice */
 
     /* Set by src/vm. Any thread, also a vCPU's; returns at once. `reason` is static text or NULL. */
     void (*request)(void *opaque, enum machine_request what, int code, const char *reason);

@@ -96,6 +96,9 @@ struct engine_counter {
  * interrupt 0: 8259 pin 0 and I/O APIC pin 2 (the MADT needs the override 0 -> 2); 2 is nothing.
  * The engine adds a device of its own to the machine that resets these chips. */
 #define ENGINE_IRQCHIP 0x1u
+/* What an engine with a code cache takes for it. */
+#define ENGINE_CODE_CACHE_LEAST (4ull << 20)
+#define ENGINE_CODE_CACHE_MOST  (1ull << 30)
 /* The engine has its own 8254 with ports 40h-43h and 61h: the board makes no i8254. */
 #define ENGINE_PIT     0x2u
 
@@ -103,6 +106,7 @@ struct engine_ops {
     const char *name;        /* "soft" */
     const char *description; /* one line for doctor */
     unsigned flags;
+    uint64_t code_cache;     /* machine->code_cache when it is 0; 0: the engine has none */
 
     /* Runs a self-test guest; judged by what it did, never by what could be opened. */
     void (*probe)(struct engine_probe *probe);

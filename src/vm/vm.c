@@ -195,6 +195,7 @@ static void vm_describe_pc(const struct vm_config *config, struct pc_config *pc)
         .cpus = config->cpus,
         .memory = config->memory,
         .cpu_model = config->cpu_model,
+        .code_cache = config->code_cache,
         .boot = {.kernel = config->kernel,
                  .module_count = config->initrd_count,
                  .cmdline = config->append},

@@ -33,6 +33,7 @@ struct vm_config {
     const char *cpu_model;            /* "host" or a name of cpu_model_names() */
     unsigned cpus;
     uint64_t memory;                  /* bytes, whole pages */
+    uint64_t code_cache;              /* bytes, for engines that translate; 0: as the engine likes */
     const char *kernel;               /* NULL: firmware starts the machine */
     struct firmware_options firmware;
     const char *initrd[VM_INITRDS_MAX];

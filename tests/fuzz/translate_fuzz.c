@@ -64,7 +64,9 @@ static void fuzz_check(const struct soft_vcpu *cpu, const struct soft_native *na
             abort();
     }
     for (unsigned i = 0; i < native->link_count; i++) {
-        if (native->link[i].unlinked < native->start || native->link[i].unlinked >= native->end)
+        uint32_t unlinked = native->link[i].site + native->link[i].unlinked;
+
+        if (unlinked < native->start || unlinked >= native->end)
             abort();
     }
 }
@@ -78,7 +80,7 @@ static void fuzz_translate(struct soft_vcpu *cpu, gva_t at)
 
     while (count < FUZZ_BLOCKS && at < end) {
         block[count] = soft_block_find(cpu, at);
-        if (block[count] == cpu->scratch)
+        if (block[count] == &cpu->scratch->block)
             return;
         at += block[count]->bytes;
         block[count]->runs = (uint16_t)(count * 7 % 5);

@@ -154,7 +154,7 @@ static void test_rights(void)
 {
     static const uint8_t one[] = {0xb8, 1, 0, 0, 0, 0xc3}, two[] = {0xb8, 2, 0, 0, 0, 0xc3};
     uint64_t *pdpt = page_alloc(), *pd = page_alloc(), *pt = page_alloc();
-    uint8_t *first = page_alloc(), *second = page_alloc();
+    uint8_t *first = page_alloc(), *second = page_alloc(), *third = page_alloc();
     const uint64_t at = VA + 4096 - 3; /* across two pages */
 
     boot_pml4[VA >> 39 & 511] = (uint64_t)pdpt | PTE_P | PTE_W;
@@ -164,13 +164,25 @@ static void test_rights(void)
     pt[1] = (uint64_t)second | PTE_P;
     put(first, one, sizeof(one));
     put(second + 64, two, sizeof(two));
+    memcpy(first + 4096 - 6, (const uint8_t[]){0x48, 0x89, 0xf8}, 3); /* mov rax, rdi: falls into the next */
     memcpy(first + 4096 - 3, two, 3);
     memcpy(second, two + 3, 3);
+    memcpy(third, (const uint8_t[]){7, 0, 0xc3}, 3); /* the instruction ends otherwise: 0x70002 */
     for (unsigned round = 0; round < 30; round++) {
         for (unsigned i = 0; i < 100; i++) {
             CHECK_EQ(call((uint8_t *)VA, 0, 0), 1);
             CHECK_EQ(call((uint8_t *)at, 0, 0), 2);
+            CHECK_EQ(call((uint8_t *)at - 3, 5, 0), 2);
         }
+        pt[1] = (uint64_t)third | PTE_P;
+        invlpg((void *)(VA + 4096));
+        for (unsigned i = 0; i < 20; i++) {
+            CHECK_EQ(call((uint8_t *)at, 0, 0), 0x70002);
+            CHECK_EQ(call((uint8_t *)at - 3, 5, 0), 0x70002);
+        }
+        pt[1] = (uint64_t)second | PTE_P;
+        invlpg((void *)(VA + 4096));
+        CHECK_EQ(call((uint8_t *)at - 3, 5, 0), 2);
         pt[1] |= PTE_NX;
         invlpg((void *)(VA + 4096));
         CHECK_EQ(call((uint8_t *)VA, 0, 0), 1);

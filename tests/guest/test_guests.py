@@ -70,7 +70,7 @@ def lodge_command(engine, guest, opts, disk):
 
 
 # How the soft engine is stressed (src/cpu/soft/tuning.h); on one CPU it also runs in lock-step.
-FORMS = ["runs=1", "block=1,runs=1", "slow,runs=4", "flush=50,runs=1", "code=512,runs=1", "interpret",
+FORMS = ["runs=1", "block=1,runs=1", "slow,runs=4", "flush=50,runs=1", "code=512,runs=1", "forget,runs=1", "interpret",
          "lockstep,runs=1"]
 # Guests whose time goes into waiting or that say nothing about instructions.
 UNSTRESSED = {"hello", "poweroff", "reboot", "reset", "reset_kbc", "rtc", "uart"}

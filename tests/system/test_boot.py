@@ -34,7 +34,7 @@ def test_boot(kernels, initramfs, engines, name, image, cpus):
 
 
 # Forms of the soft engine (src/cpu/soft/tuning.h): all of them pass over most of the kernel's code.
-FORMS = [("runs=1", 2), ("block=1,runs=1", 1), ("slow,runs=4", 1), ("flush=500,runs=2", 1), ("code=1024,runs=4", 2),
+FORMS = [("runs=1", 2), ("block=1,runs=1", 1), ("slow,runs=4", 1), ("flush=500,runs=2", 1), ("code=1024,runs=4", 2), ("forget,runs=2", 2),
          ("lockstep,runs=1", 1)]
 
 

@@ -34,6 +34,9 @@ def refused(code, *args):
     (["run", "--kernel", "x", "--memory", "lots"], ["--memory"]),
     (["run", "--kernel", "x", "--memory", "99999999999999G"], ["--memory"]),
     (["run", "--kernel", "x", "--memory", "4K"], ["--memory"]),
+    (["run", "--kernel", "x", "--code-cache", "much"], ["--code-cache", "much", "48M"]),
+    (["run", "--kernel", "x", "--code-cache", "4095K"], ["--code-cache", "4095K", "4M", "1024M"]),
+    (["run", "--kernel", "x", "--code-cache", "2G"], ["--code-cache", "2G", "1024M"]),
     (["run", "--kernel", "x", "--engine", "sotf"], ["soft"]),
     (["run", "--kernel", "x", "--net", "usr"], ["user"]),
     (["run", "--kernel", "x", "--net", "user,forward=80"], ["forward"]),
@@ -124,7 +127,7 @@ def test_help(args):
 
 def test_help_lists_every_option_of_the_contract():
     text = lodge("help", "run").stdout
-    for option in ("engine cpus memory kernel initrd append disk net serial cpu-model no-reboot "
+    for option in ("engine cpus memory kernel initrd append disk net serial code-cache cpu-model no-reboot "
                    "debug-exit name verbose").split():
         assert f"--{option}" in text
 
@@ -134,13 +137,16 @@ def test_doctor_json(engines):
     for engine in engines.values():
         assert isinstance(engine["usable"], bool)
         assert engine["reason"]
+        assert engine["code_cache"] == 0 or engine["code_cache"] >= 4 << 20
     assert engines["soft"]["usable"]
+    assert engines["soft"]["code_cache"] > engines["kvm"]["code_cache"] == 0
 
 
 def test_doctor_text_agrees_with_json(engines):
     text = lodge("doctor").stdout
     for name in engines:
         assert name in text
+    assert f"code cache: {engines['soft']['code_cache'] >> 20} MiB" in text
 
 
 def test_output_closed_early_is_no_crash():

@@ -8,6 +8,7 @@ _lodge() {
     fi
     case $prev in
     --engine) mapfile -t COMPREPLY < <(compgen -W "auto kvm soft metal" -- "$cur") ;;
+    --code-cache) mapfile -t COMPREPLY < <(compgen -W "16M 48M 128M 512M" -- "$cur") ;;
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W "host x86-64-v1 x86-64-v2 x86-64-v3 x86-64-v4" -- "$cur") ;;
     --net) mapfile -t COMPREPLY < <(compgen -W "user none user,forward=" -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W "stdio none file: unix:" -- "$cur") ;;
@@ -19,7 +20,7 @@ _lodge() {
     *)
         case ${COMP_WORDS[1]} in
         run) mapfile -t COMPREPLY < <(compgen -W "--engine --cpus --memory --kernel --firmware --boot --initrd --append --disk --net --serial
-            --cpu-model --name --no-reboot --debug-exit --dump-acpi --stats --verbose --help" -- "$cur") ;;
+            --code-cache --cpu-model --name --no-reboot --debug-exit --dump-acpi --stats --verbose --help" -- "$cur") ;;
         doctor) mapfile -t COMPREPLY < <(compgen -W "--json --help" -- "$cur") ;;
         esac
         ;;

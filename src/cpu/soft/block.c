@@ -12,15 +12,22 @@
 
 #define CACHE_HASH_BITS  18u
 #define CACHE_HASH_SIZE  (1u << CACHE_HASH_BITS)
-#define CACHE_HALF_SIZE  (48u << 20)
-#define CACHE_BLOCK_ROOM (sizeof(struct soft_block) + SOFT_BLOCK_INSNS * sizeof(struct insn))
 
 /* What is known of one page of a memory slot. */
 struct code_page {
     struct soft_block *blocks;    /* cache lock */
+    uint64_t lines;               /* cache lock; a bit for each 64 bytes: unset, no block has any of them */
     _Atomic uint32_t generation;  /* bumped, under the lock, when bytes under blocks may change */
     _Atomic uint16_t writers;     /* who may hold a write translation: 0, index + 1, or many */
     _Atomic uint16_t revoking;    /* vCPUs that took the writers and wait for them to let go */
+};
+
+/* Room for objects that go together. */
+struct arena {
+    uint8_t *base;    /* owned */
+    size_t size;      /* bytes */
+    size_t used;      /* lock */
+    uint64_t drains;  /* lock; the epoch that each vCPU must have seen before it is used again; 0: it is in use */
 };
 
 struct soft_cache {
@@ -29,10 +36,11 @@ struct soft_cache {
     _Atomic uint32_t lock;
     struct code_page *pages[MEM_SLOTS_MAX]; /* owned mappings, one entry a page; mostly untouched */
     struct soft_block *_Atomic hash[CACHE_HASH_SIZE];
-    uint8_t *half[2];  /* owned */
-    unsigned current;  /* half in use; lock */
-    size_t used;       /* bytes of it; lock */
-    _Atomic uint64_t epoch; /* bumped when everything was dropped */
+    struct arena blocks; /* struct soft_block */
+    struct arena insns;  /* their instructions */
+    bool forgets;        /* instructions go before everything does */
+    _Atomic uint64_t epoch;   /* bumped when blocks or instructions were dropped */
+    _Atomic uint64_t dropped; /* counts the times when all blocks were */
     _Atomic uint32_t decode_lock; /* the families' binds share the native code buffer */
 };
 
@@ -52,19 +60,54 @@ static uint8_t *cache_map(size_t size)
     return map == MAP_FAILED ? NULL : map;
 }
 
-int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache **out)
+static int arena_map(struct arena *arena, size_t size)
+{
+    arena->base = cache_map(size);
+    arena->size = size;
+    return arena->base ? 0 : -ENOMEM;
+}
+
+static void arena_unmap(struct arena *arena)
+{
+    if (arena->base)
+        munmap(arena->base, arena->size);
+}
+
+static bool arena_has(const struct arena *arena, size_t size)
+{
+    return !arena->drains && arena->used + size <= arena->size;
+}
+
+static void *arena_take(struct arena *arena, size_t size)
+{
+    void *at = arena->base + arena->used;
+
+    arena->used += size;
+    return at;
+}
+
+/* Every vCPU has seen the epoch; unless it was dropped once more meanwhile. */
+static void arena_drained(struct arena *arena, uint64_t epoch)
+{
+    if (arena->drains != epoch)
+        return;
+    arena->used = 0;
+    arena->drains = 0;
+}
+
+int soft_cache_create(struct mem *mem, const struct soft_cache_options *options,
+                      struct soft_cache **out)
 {
     struct soft_cache *cache = (struct soft_cache *)cache_map(sizeof(*cache));
 
     if (!cache)
         return -ENOMEM;
     cache->mem = mem;
-    cache->jit = jit;
-    for (unsigned i = 0; i < 2; i++) {
-        cache->half[i] = cache_map(CACHE_HALF_SIZE);
-        if (!cache->half[i])
-            goto err_destroy;
-    }
+    cache->jit = options->jit;
+    cache->forgets = options->forgets;
+    if (arena_map(&cache->blocks, options->blocks_size) < 0 ||
+        arena_map(&cache->insns, options->insns_size) < 0)
+        goto err_destroy;
     for (unsigned i = 0; i < mem->slot_count; i++) {
         size_t pages = mem->slots[i].size / PAGE_SIZE;
 
@@ -89,11 +132,14 @@ void soft_cache_destroy(struct soft_cache *cache)
             munmap(cache->pages[i],
                    cache->mem->slots[i].size / PAGE_SIZE * sizeof(struct code_page));
     }
-    for (unsigned i = 0; i < 2; i++) {
-        if (cache->half[i])
-            munmap(cache->half[i], CACHE_HALF_SIZE);
-    }
+    arena_unmap(&cache->blocks);
+    arena_unmap(&cache->insns);
     munmap(cache, sizeof(*cache));
+}
+
+const uint8_t *soft_cache_blocks(const struct soft_cache *cache)
+{
+    return cache->blocks.base;
 }
 
 static struct code_page *code_page_of(struct soft_cache *cache, struct mem_slot *slot, gpa_t gpa)
@@ -160,6 +206,7 @@ static void page_drop(struct soft_cache *cache, gpa_t gpa)
     if (!page->blocks)
         return;
     page->blocks = NULL;
+    page->lines = 0;
     page_close(page, slot, gpa);
 }
 
@@ -174,16 +221,32 @@ static void block_remove_locked(struct soft_cache *cache, struct soft_block *blo
         page_unlink(cache, block, block->gpa2);
 }
 
-static bool block_touches(const struct soft_block *block, gpa_t page, unsigned first,
-                          unsigned len)
-{
-    unsigned start = (unsigned)(block->gpa & ~PAGE_MASK), end = start + block->bytes;
+/* A range of bytes inside a page. */
+struct range {
+    unsigned first, end;
+};
 
-    if (block_link(block, page) == 1) {
-        end -= PAGE_SIZE;
-        start = 0;
-    }
-    return first < end && start < first + len;
+static struct range block_range(const struct soft_block *block, gpa_t page)
+{
+    unsigned first = (unsigned)(block->gpa & ~PAGE_MASK), end = first + block->bytes;
+
+    if (block_link(block, page) == 1)
+        return (struct range){0, end - PAGE_SIZE};
+    return (struct range){first, end < PAGE_SIZE ? end : PAGE_SIZE};
+}
+
+static uint64_t lines_of(struct range range)
+{
+    return UINT64_MAX << (range.first / 64) & UINT64_MAX >> (63 - (range.end - 1) / 64);
+}
+
+static uint64_t page_lines(const struct soft_block *block, gpa_t page)
+{
+    uint64_t lines = 0;
+
+    for (; block; block = block->page_next[block_link(block, page)])
+        lines |= lines_of(block_range(block, page));
+    return lines;
 }
 
 /* Removes the blocks that hold any byte of [gpa, gpa+len), which lies inside one page. */
@@ -192,14 +255,20 @@ static void page_written_locked(struct soft_cache *cache, struct mem_slot *slot,
 {
     gpa_t base = gpa & PAGE_MASK;
     struct code_page *page = code_page_of(cache, slot, base);
+    struct range written = {(unsigned)(gpa - base), (unsigned)(gpa - base) + len};
     struct soft_block *block = page->blocks, *next;
 
     atomic_fetch_add(&page->generation, 1);
+    if (block && !(page->lines & lines_of(written)))
+        return;
     for (; block; block = next) {
+        struct range range = block_range(block, base);
+
         next = block->page_next[block_link(block, base)];
-        if (block_touches(block, base, (unsigned)(gpa - base), len))
+        if (written.first < range.end && range.first < written.end)
             block_remove_locked(cache, block);
     }
+    page->lines = page_lines(page->blocks, base);
     if (!page->blocks)
         atomic_fetch_and(code_flags(slot, base), (uint8_t)~MEM_PAGE_CODE);
 }
@@ -309,42 +378,82 @@ static void block_drop_locked(struct soft_cache *cache, struct soft_block *block
         page_drop(cache, block->gpa2);
 }
 
-/* Drops everything, which is in the half in use, and turns to the other. */
-static void cache_drop_locked(struct soft_cache *cache)
+static struct soft_block *blocks_begin(const struct soft_cache *cache)
 {
-    uint8_t *at = cache->half[cache->current], *end = at + cache->used;
-
-    while (at < end) {
-        struct soft_block *block = (struct soft_block *)at;
-
-        if (atomic_load_explicit(&block->valid, memory_order_relaxed))
-            block_drop_locked(cache, block);
-        at += sizeof(*block) + block->count * sizeof(struct insn);
-    }
-    cache->current ^= 1;
-    cache->used = 0;
-    atomic_fetch_add(&cache->epoch, 1);
+    return (struct soft_block *)cache->blocks.base;
 }
 
-/* Called with no lock, at a block edge. Afterwards nobody is inside a block dropped before. */
-static void cache_drop(struct soft_vcpu *cpu)
+static struct soft_block *blocks_end(const struct soft_cache *cache)
+{
+    return (struct soft_block *)(cache->blocks.base + cache->blocks.used);
+}
+
+/* Drops everything. What is under it may be used again after cache_drained(). */
+static void cache_drop_locked(struct soft_cache *cache)
+{
+    for (struct soft_block *block = blocks_begin(cache); block < blocks_end(cache); block++) {
+        if (atomic_load_explicit(&block->valid, memory_order_relaxed))
+            block_drop_locked(cache, block);
+    }
+    atomic_fetch_add(&cache->dropped, 1);
+    cache->blocks.drains = cache->insns.drains = atomic_fetch_add(&cache->epoch, 1) + 1;
+}
+
+/* Drops the instructions of all blocks. */
+static void cache_forget_locked(struct soft_cache *cache)
+{
+    for (struct soft_block *block = blocks_begin(cache); block < blocks_end(cache); block++)
+        atomic_store_explicit(&block->insn, NULL, memory_order_relaxed);
+    cache->insns.drains = atomic_fetch_add(&cache->epoch, 1) + 1;
+}
+
+/* Waits until nobody is inside what was dropped in this epoch, whose room is free then. */
+static void cache_drained(struct soft_vcpu *cpu, uint64_t epoch)
 {
     struct soft_cache *cache = cpu->cache;
-    uint64_t epoch;
 
-    cpu->stat_emptied++;
-    soft_spin_lock(&cache->lock);
-    cache_drop_locked(cache);
-    epoch = atomic_load(&cache->epoch);
-    soft_spin_unlock(&cache->lock);
     soft_cache_edge(cpu);
+    soft_sync_epoch(cpu, epoch);
+    soft_spin_lock(&cache->lock);
+    arena_drained(&cache->blocks, epoch);
+    arena_drained(&cache->insns, epoch);
+    soft_spin_unlock(&cache->lock);
+}
+
+static void ask_for_edges(struct soft_vcpu *cpu)
+{
     for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
         struct soft_vcpu *other = atomic_load(&cpu->soft_vm->vcpu[i]);
 
         if (other && other != cpu)
             atomic_fetch_or(&other->attention, SOFT_ATTN_FLUSH);
     }
-    soft_sync_epoch(cpu, epoch);
+}
+
+/* Called with no lock, at a block edge, when there was no room. Afterwards there is, or another vCPU is about to make it. */
+static void cache_make_room(struct soft_vcpu *cpu)
+{
+    struct soft_cache *cache = cpu->cache;
+    bool ours = true;
+    uint64_t epoch;
+
+    soft_spin_lock(&cache->lock);
+    if (cache->blocks.drains || cache->insns.drains) {
+        ours = false;
+    } else if (cache->forgets && arena_has(&cache->blocks, sizeof(struct soft_block))) {
+        cache_forget_locked(cache);
+    } else {
+        cpu->stat_emptied++;
+        cache_drop_locked(cache);
+    }
+    epoch = atomic_load(&cache->epoch);
+    soft_spin_unlock(&cache->lock);
+    if (!ours) {
+        soft_cache_edge(cpu); /* the other one waits for it */
+        return;
+    }
+    ask_for_edges(cpu);
+    cache_drained(cpu, epoch);
 }
 
 /* The native code buffer is full: with every other vCPU at a block edge, drops all that points into it. */
@@ -362,17 +471,11 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
         soft_code_reset(cpu->code);
         if (cache->jit)
             soft_jit_reset(cache->jit);
-        for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
-            struct soft_vcpu *other = atomic_load(&cpu->soft_vm->vcpu[i]);
-
-            if (other && other != cpu)
-                atomic_fetch_or(&other->attention, SOFT_ATTN_FLUSH);
-        }
+        ask_for_edges(cpu);
     }
     epoch = atomic_load(&cache->epoch);
     soft_exclusive_end(cpu);
-    soft_cache_edge(cpu);
-    soft_sync_epoch(cpu, epoch);
+    cache_drained(cpu, epoch);
 }
 
 bool soft_cache_edge_due(const struct soft_vcpu *cpu)
@@ -384,12 +487,14 @@ bool soft_cache_edge_due(const struct soft_vcpu *cpu)
 
 void soft_cache_edge(struct soft_vcpu *cpu)
 {
-    uint64_t epoch = atomic_load(&cpu->cache->epoch);
+    uint64_t epoch = atomic_load(&cpu->cache->epoch), dropped = atomic_load(&cpu->cache->dropped);
 
     soft_map_follow(cpu);
     if (atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) == epoch)
         return;
-    soft_jump_flush(cpu);
+    if (cpu->cache_dropped != dropped)
+        soft_jump_flush(cpu);
+    cpu->cache_dropped = dropped;
     cpu->block = NULL;
     atomic_store(&cpu->cache_epoch, epoch);
 }
@@ -472,29 +577,44 @@ static unsigned decode_run(struct soft_vcpu *cpu, const uint8_t *bytes, unsigned
     return count;
 }
 
-/* Copies a decoded block into the cache unless its pages changed meanwhile. NULL: try again. */
-static struct soft_block *cache_insert(struct soft_vcpu *cpu, const struct soft_block *from,
-                                       const struct code_span *span, unsigned spans, bool *full)
+static bool span_unchanged(const struct code_span *span, unsigned spans)
 {
-    struct soft_cache *cache = cpu->cache;
-    size_t size = sizeof(*from) + from->count * sizeof(struct insn);
-    struct soft_block *block = NULL, *_Atomic *bucket;
-
-    soft_spin_lock(&cache->lock);
-    *full = cache->used + size > CACHE_HALF_SIZE;
-    if (*full)
-        goto out;
     for (unsigned i = 0; i < spans; i++) {
         if (atomic_load(&span[i].page->generation) != span[i].generation ||
             !(atomic_load(code_flags(span[i].slot, span[i].gpa)) & MEM_PAGE_CODE))
-            goto out;
+            return false;
     }
-    block = (struct soft_block *)(cache->half[cache->current] + cache->used);
-    cache->used += size;
-    soft_copy(block, from, size);
+    return true;
+}
+
+static const struct insn *insns_keep(struct soft_cache *cache, const struct soft_scratch *from)
+{
+    size_t size = from->block.count * sizeof(struct insn);
+    struct insn *insn = arena_take(&cache->insns, size);
+
+    soft_copy(insn, from->insn, size);
+    return insn;
+}
+
+/* Copies a decoded block into the cache unless its pages changed meanwhile. NULL: try again. */
+static struct soft_block *cache_insert(struct soft_vcpu *cpu, const struct soft_scratch *from,
+                                       const struct code_span *span, unsigned spans, bool *full)
+{
+    struct soft_cache *cache = cpu->cache;
+    struct soft_block *block = NULL, *_Atomic *bucket;
+
+    soft_spin_lock(&cache->lock);
+    *full = !arena_has(&cache->blocks, sizeof(*block)) ||
+            !arena_has(&cache->insns, from->block.count * sizeof(struct insn));
+    if (*full || !span_unchanged(span, spans))
+        goto out;
+    block = arena_take(&cache->blocks, sizeof(*block));
+    soft_copy(block, &from->block, sizeof(*block));
+    atomic_store_explicit(&block->insn, insns_keep(cache, from), memory_order_relaxed);
     for (unsigned i = 0; i < spans; i++) {
         block->page_next[i] = span[i].page->blocks;
         span[i].page->blocks = block;
+        span[i].page->lines |= lines_of(block_range(block, span[i].gpa));
     }
     bucket = cache_bucket(cache, block->gpa, block->mode);
     atomic_store(&block->hash_next, atomic_load(bucket));
@@ -502,6 +622,23 @@ static struct soft_block *cache_insert(struct soft_vcpu *cpu, const struct soft_
 out:
     soft_spin_unlock(&cache->lock);
     return block;
+}
+
+/* Gives a block its instructions back, which were just decoded from the same bytes. */
+static bool cache_restore(struct soft_vcpu *cpu, struct soft_block *block,
+                          const struct soft_scratch *from, bool *full)
+{
+    struct soft_cache *cache = cpu->cache;
+    bool good;
+
+    soft_spin_lock(&cache->lock);
+    *full = !arena_has(&cache->insns, from->block.count * sizeof(struct insn));
+    good = atomic_load(&block->valid) && block->count == from->block.count &&
+           block->bytes == from->block.bytes && block->gpa2 == from->block.gpa2 && !*full;
+    if (good && !atomic_load_explicit(&block->insn, memory_order_relaxed))
+        atomic_store_explicit(&block->insn, insns_keep(cache, from), memory_order_release);
+    soft_spin_unlock(&cache->lock);
+    return good;
 }
 
 /* What is read where no memory is. */
@@ -529,37 +666,42 @@ static struct soft_exec_entry *gather(struct soft_vcpu *cpu, gva_t linear, const
     return second;
 }
 
-static void block_init(struct soft_block *block, gpa_t gpa, uint32_t mode)
+static struct soft_block *scratch_begin(struct soft_scratch *scratch, gpa_t gpa, uint32_t mode)
 {
+    struct soft_block *block = &scratch->block;
+
     soft_zero(block, sizeof(*block));
     block->gpa = gpa;
     block->gpa2 = SOFT_BLOCK_ONE_PAGE;
     block->mode = mode;
+    atomic_store_explicit(&block->insn, scratch->insn, memory_order_relaxed);
     atomic_store_explicit(&block->valid, true, memory_order_relaxed);
+    return block;
 }
 
-/* Decodes at linear, whose first page is `first`, into *block. Gives the number of pages to be
+/* Decodes at linear, whose first page is `first`, into *scratch. Gives the number of pages to be
  * watched; 0: not to be cached. */
 static unsigned build(struct soft_vcpu *cpu, gva_t linear, const struct soft_exec_entry *first,
-                      unsigned limit, struct soft_block *block, struct code_span *span)
+                      unsigned limit, struct soft_scratch *scratch, struct code_span *span)
 {
     unsigned offset = (unsigned)(linear & ~PAGE_MASK), avail = PAGE_SIZE - offset;
     const uint8_t *host = first->host + offset;
     struct soft_exec_entry *second;
+    struct soft_block *block;
     uint8_t bytes[16];
     gpa_t gpa2;
 
-    block_init(block, first->gpa | offset, cpu->mode);
+    block = scratch_begin(scratch, first->gpa | offset, cpu->mode);
     if (!page_prepare(cpu, first->gpa, &span[0]))
         return 0;
-    block->count = (uint8_t)decode_run(cpu, host, avail, limit, block->insn, &block->bytes);
+    block->count = (uint8_t)decode_run(cpu, host, avail, limit, scratch->insn, &block->bytes);
     if (block->count > 0)
         return 1;
     second = gather(cpu, linear, host, avail, bytes); /* may raise; nothing is held */
     gpa2 = second->gpa;
     if (second->host && page_prepare(cpu, gpa2, &span[1]))
         soft_copy(bytes + avail, second->host, 15 - avail); /* again: it is safe to read now */
-    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, block->insn, &block->bytes);
+    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, scratch->insn, &block->bytes);
     if (!second->host || gpa2 == (first->gpa & PAGE_MASK))
         return 0;
     block->gpa2 = gpa2;
@@ -569,23 +711,23 @@ static unsigned build(struct soft_vcpu *cpu, gva_t linear, const struct soft_exe
 /* Execution from where no memory is: all ones, uncached. */
 static struct soft_block *scratch_block(struct soft_vcpu *cpu, gva_t linear)
 {
+    struct soft_block *block = scratch_begin(cpu->scratch, linear, cpu->mode);
     uint8_t bytes[15];
 
     fill_ones(bytes, sizeof(bytes));
-    block_init(cpu->scratch, linear, cpu->mode);
-    cpu->scratch->count =
-        (uint8_t)decode_run(cpu, bytes, 15, 1, cpu->scratch->insn, &cpu->scratch->bytes);
-    return cpu->scratch;
+    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, cpu->scratch->insn, &block->bytes);
+    return block;
 }
 
-static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear)
+/* Decodes at linear. `old`: a block that is to have its instructions back; NULL: a new block. */
+static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, struct soft_block *old)
 {
     for (;;) {
         struct soft_exec_entry first = *soft_fetch_page(cpu, linear);
-        struct code_span span[2];
         struct soft_block *block;
+        struct code_span span[2];
         unsigned spans;
-        bool full;
+        bool full = false;
 
         soft_fpu_park(cpu);
         cpu->stat_decodes++;
@@ -593,12 +735,16 @@ static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear)
             return scratch_block(cpu, linear);
         spans = build(cpu, linear, &first, cpu->soft_vm->tuning.block_insns, cpu->scratch, span);
         if (spans == 0)
-            return cpu->scratch;
-        block = cache_insert(cpu, cpu->scratch, span, spans, &full);
+            return &cpu->scratch->block;
+        block = old;
+        if (!old)
+            block = cache_insert(cpu, cpu->scratch, span, spans, &full);
+        else if (!cache_restore(cpu, old, cpu->scratch, &full))
+            block = &cpu->scratch->block;
+        if (full)
+            cache_make_room(cpu); /* `old` may be gone after it */
         if (block)
             return block;
-        if (full)
-            cache_drop(cpu);
         soft_sync_service(cpu);
     }
 }
@@ -616,8 +762,7 @@ struct soft_block *soft_block_peek(struct soft_vcpu *cpu, gpa_t gpa, uint32_t mo
     return NULL;
 }
 
-/* An instruction that crosses pages is good only while the second page is where it was. */
-static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear)
+bool soft_block_second_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear)
 {
     gva_t next = (linear & PAGE_MASK) + PAGE_SIZE;
 
@@ -627,28 +772,25 @@ static bool second_page_holds(struct soft_vcpu *cpu, const struct soft_block *bl
 }
 
 /* What a jump cache entry leads translated code to. */
-static const void *jump_code(const struct soft_vcpu *cpu, const struct soft_block *block)
+static uint32_t jump_code(const struct soft_vcpu *cpu, const struct soft_block *block)
 {
     const struct soft_jit *jit = cpu->cache->jit;
     const struct soft_native *native;
 
     if (!jit)
-        return NULL;
+        return 0;
     if (cpu->lockstep)
-        return soft_jit_address(jit, jit->thunk[JIT_EXIT_JUMP]);
+        return jit->thunk[JIT_EXIT_JUMP];
     native = atomic_load_explicit(&block->native, memory_order_acquire);
-    return soft_jit_address(jit, native ? native->entry_saved : jit->thunk[JIT_EXIT_JUMP]);
+    return native ? native->entry_saved : jit->thunk[JIT_EXIT_JUMP];
 }
 
 static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *block, bool global)
 {
-    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    uint32_t place = (uint32_t)((uint64_t)((const uint8_t *)block - cpu->block_base) / 8);
+    struct soft_jump entry = {linear, jump_code(cpu, block), place | (global ? SOFT_JUMP_GLOBAL : 0)};
 
-    *jump = (struct soft_jump){.rip = linear,
-                               .code = jump_code(cpu, block),
-                               .block = block,
-                               .global = global};
-    soft_context_note_jump(cpu->context, jump);
+    soft_context_put_jump(cpu->context, entry);
     jumped_note(cpu->mmu, linear);
 }
 
@@ -661,29 +803,91 @@ struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear)
         cache_recycle_code(cpu);
     first = soft_fetch_page(cpu, linear);
     block = first->host ? soft_block_peek(cpu, first->gpa | (linear & ~PAGE_MASK), cpu->mode) : NULL;
-    if (block && block->gpa2 != SOFT_BLOCK_ONE_PAGE && !second_page_holds(cpu, block, linear))
+    if (block && !soft_block_holds(cpu, block, linear))
         block = NULL;
     if (!block)
-        block = block_make(cpu, linear);
-    if (block == cpu->scratch || block->gpa2 != SOFT_BLOCK_ONE_PAGE)
+        block = block_make(cpu, linear, NULL);
+    if (block == &cpu->scratch->block)
         return block;
     first = soft_fetch_page(cpu, linear);
     jump_fill(cpu, linear, block, first->mask != UINT64_MAX);
     return block;
 }
 
+struct soft_block *soft_block_decoded(struct soft_vcpu *cpu, struct soft_block *block, gva_t linear)
+{
+    if (likely(atomic_load_explicit(&block->insn, memory_order_acquire) != NULL))
+        return block;
+    return block_make(cpu, linear, block);
+}
+
+static bool read_code(struct soft_vcpu *cpu, gpa_t gpa, uint8_t *bytes, unsigned len)
+{
+    const struct mem_slot *slot = mem_slot_find(cpu->cache->mem, gpa);
+
+    if (slot)
+        soft_copy(bytes, slot->host + (gpa - slot->gpa), len);
+    return slot != NULL;
+}
+
+/* The bytes of an instruction of a block, across two pages perhaps. */
+static bool read_again(struct soft_vcpu *cpu, const struct soft_block *block, unsigned offset,
+                       unsigned length, uint8_t *bytes)
+{
+    unsigned here = PAGE_SIZE - offset < length ? PAGE_SIZE - offset : length;
+
+    return read_code(cpu, (block->gpa & PAGE_MASK) | offset, bytes, here) &&
+           (here == length || read_code(cpu, block->gpa2, bytes + here, length - here));
+}
+
+static bool decode_again(struct soft_vcpu *cpu, const struct soft_block *block, unsigned offset,
+                         unsigned length, struct insn *insn)
+{
+    uint8_t bytes[15];
+    bool good;
+
+    soft_fpu_park(cpu);
+    cpu->stat_decodes++;
+    if (!read_again(cpu, block, offset, length, bytes))
+        return false;
+    soft_spin_lock(&cpu->cache->decode_lock);
+    good = soft_decode(cpu, block->mode, bytes, length, insn);
+    soft_spin_unlock(&cpu->cache->decode_lock);
+    return good && insn->length == length;
+}
+
+const struct insn *soft_block_again(struct soft_vcpu *cpu, const struct soft_block *block,
+                                    unsigned offset, unsigned length, const void *key)
+{
+    struct soft_again *again = &cpu->again[((uintptr_t)key ^ (uintptr_t)key >> 12) % SOFT_AGAIN];
+    uint64_t generation = cpu->cache->jit->generation;
+
+    if (likely(again->key == key && again->generation == generation))
+        return &again->insn;
+    again->key = NULL;
+    if (!decode_again(cpu, block, offset, length, &again->insn))
+        return NULL;
+    if (unlikely(soft_code_full(cpu->code))) { /* its native code may not have found room */
+        soft_jump_flush(cpu);
+        return NULL;
+    }
+    again->key = key;
+    again->generation = generation;
+    return &again->insn;
+}
+
 void soft_block_expose(struct soft_vcpu *cpu, gva_t linear, const struct soft_block *block)
 {
-    struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    struct soft_jump *jump = soft_jump_find(cpu->context, linear);
 
-    if (jump->rip == linear && jump->block == block)
+    if (jump && soft_jump_block(cpu, jump) == block)
         jump->code = jump_code(cpu, block);
 }
 
 static bool parts_valid(const struct soft_native *native)
 {
     for (unsigned i = 0; i < native->part_count; i++) {
-        if (!atomic_load_explicit(&native->part[i]->valid, memory_order_relaxed))
+        if (!atomic_load_explicit(&native->part[i].block->valid, memory_order_relaxed))
             return false;
     }
     return true;
@@ -698,7 +902,7 @@ void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
     soft_spin_lock(&cache->decode_lock);
     native = atomic_load(&block->native) ? NULL : soft_jit_translate(cpu, block);
     soft_spin_lock(&cache->lock);
-    if (!native)
+    if (!native && atomic_load(&block->insn))
         block->runs = SOFT_BLOCK_COLD;
     else if (parts_valid(native))
         soft_jit_publish(native);

@@ -11,8 +11,10 @@
  * the cache's lock. Each removal bumps the page's generation, and a block decoded meanwhile from
  * older bytes is not inserted. Removed blocks have `valid` false; everyone tests it on entry.
  *
- * Reclaim: blocks live in two halves of an arena. When one is full every block is dropped and the other half
- * is used, after each vCPU has passed a block edge since that half was dropped.
+ * Reclaim: blocks live in an arena. When it is full every block is dropped, and it is used again after each vCPU has
+ * passed a block edge; until then nothing is inserted. Their decoded instructions live in another, smaller arena:
+ * when that is full all of them go, but the blocks and their translations stay. Whoever needs an instruction after
+ * that decodes it again.
  */
 #ifndef CPU_SOFT_BLOCK_H
 #define CPU_SOFT_BLOCK_H
@@ -41,14 +43,43 @@ struct soft_block {
     struct soft_block *_Atomic hash_next;
     struct soft_native *_Atomic native; /* translation (jit/jit.h); NULL: none yet. Written under the cache lock */
     struct soft_native *native_parts; /* cache lock: translations in which it is not the head */
-    uint16_t runs;      /* times interpreted, roughly; SOFT_BLOCK_COLD: not to be translated */
+    const struct insn *_Atomic insn; /* `count` of them, until the next block edge; NULL: they are gone */
     struct soft_block *page_next[2]; /* cache lock; [1]: in the list of the second page */
-    struct insn insn[];
+    uint16_t runs;      /* times interpreted, roughly; SOFT_BLOCK_COLD: not to be translated */
 };
 
-/* `jit`: whose translations hang off the blocks; NULL: none. */
-nodiscard int soft_cache_create(struct mem *mem, struct soft_jit *jit, struct soft_cache **out);
+/* A block that is not in the cache. */
+struct soft_scratch {
+    struct soft_block block;
+    struct insn insn[SOFT_BLOCK_INSNS];
+};
+
+/* Instructions that translated code hands to the interpreter again and again, though their blocks lost them. */
+#define SOFT_AGAIN 4096u
+struct soft_again {
+    const void *key; /* NULL: free */
+    uint64_t generation; /* of struct soft_jit */
+    struct insn insn;
+};
+
+/* Where a cached jump leads. */
+static inline struct soft_block *soft_jump_block(const struct soft_vcpu *cpu,
+                                                 const struct soft_jump *jump)
+{
+    return (struct soft_block *)(uintptr_t)(cpu->block_base +
+                                            (uint64_t)(jump->block & ~SOFT_JUMP_GLOBAL) * 8);
+}
+
+struct soft_cache_options {
+    struct soft_jit *jit;      /* borrowed: whose translations hang off the blocks; NULL: none */
+    size_t blocks_size, insns_size; /* bytes of the two arenas */
+    bool forgets;              /* decoded instructions may go before their blocks */
+};
+
+nodiscard int soft_cache_create(struct mem *mem, const struct soft_cache_options *options,
+                                struct soft_cache **out);
 void soft_cache_destroy(struct soft_cache *cache);
+const uint8_t *soft_cache_blocks(const struct soft_cache *cache); /* for soft_vcpu.block_base */
 
 /* The block at CS:RIP, decoded if need be; may raise #PF, #GP. */
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear);
@@ -74,6 +105,22 @@ bool soft_cache_edge_due(const struct soft_vcpu *cpu);
 
 /* The block decoded for this address and mode, or NULL. Decode lock or at no block edge: it may be removed at any time. */
 struct soft_block *soft_block_peek(struct soft_vcpu *cpu, gpa_t gpa, uint32_t mode);
+/* The block, or when its instructions are gone another that has them: it again, or the vCPU's scratch block. `linear` is
+ * where the vCPU is, at the block's beginning. May raise as soft_block_find(). */
+struct soft_block *soft_block_decoded(struct soft_vcpu *cpu, struct soft_block *block, gva_t linear);
+/* One instruction of a block, decoded again: `length` bytes at `offset` in its page. `key` stands for it until the
+ * code buffer is reset. NULL: it is no longer there, or there is no room; then the guest goes on at a block edge. */
+const struct insn *soft_block_again(struct soft_vcpu *cpu, const struct soft_block *block,
+                                    unsigned offset, unsigned length, const void *key);
+
+/* False: an instruction that crosses pages, whose second page is another by now. May raise #PF. */
+bool soft_block_second_holds(struct soft_vcpu *cpu, const struct soft_block *block, gva_t linear);
+static inline bool soft_block_holds(struct soft_vcpu *cpu, const struct soft_block *block,
+                                    gva_t linear)
+{
+    return likely(block->gpa2 == SOFT_BLOCK_ONE_PAGE) ||
+           soft_block_second_holds(cpu, block, linear);
+}
 /* Translates the block, which has run often. At a block edge. */
 void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block);
 /* Joins the code that was left through `link` to the block that follows. */

@@ -9,12 +9,16 @@ static void tlb_clear(struct soft_tlb_entry *e)
     e->write = SOFT_TLB_EMPTY;
 }
 
-/* The guest may put anything into RIP: the one slot where the usual mark is looked for has another. */
-static void jump_clear(struct soft_context *context, struct soft_jump *jump)
+/* The guest may put anything into RIP: no set has a mark that is looked for there. */
+static gva_t jump_empty(const struct soft_context *context, const struct soft_jump_set *set)
 {
-    jump->rip = SOFT_JUMP_EMPTY;
-    if (unlikely(jump == soft_jump_slot(context, SOFT_JUMP_EMPTY)))
-        jump->rip = SOFT_JUMP_EMPTY | 1;
+    return set == context->jump ? SOFT_JUMP_EMPTY : 0;
+}
+
+static void jump_clear(const struct soft_context *context, struct soft_jump_set *set)
+{
+    for (unsigned i = 0; i < SOFT_JUMP_WAYS; i++)
+        set->way[i].rip = jump_empty(context, set);
 }
 
 /* The lowest member of a word of a set, which it leaves. */
@@ -42,7 +46,7 @@ static void tlb_wipe(struct soft_context *context)
 
 static void jump_wipe(struct soft_context *context)
 {
-    for (unsigned i = 0; i < SOFT_JUMPS / 64; i++) {
+    for (unsigned i = 0; i < SOFT_JUMP_SETS / 64; i++) {
         while (context->filled.jump[i])
             jump_clear(context, &context->jump[i * 64 + take_bit(&context->filled.jump[i])]);
         context->local.jump[i] = 0;
@@ -62,24 +66,27 @@ static void tlb_wipe_local(struct soft_context *context)
     }
 }
 
+static void jump_set_wipe_local(const struct soft_context *context, struct soft_jump_set *set)
+{
+    for (unsigned i = 0; i < SOFT_JUMP_WAYS; i++) {
+        if (!(set->way[i].block & SOFT_JUMP_GLOBAL))
+            set->way[i].rip = jump_empty(context, set);
+    }
+}
+
 static void jump_wipe_local(struct soft_context *context)
 {
-    for (unsigned i = 0; i < SOFT_JUMPS / 64; i++) {
-        while (context->local.jump[i]) {
-            struct soft_jump *jump = &context->jump[i * 64 + take_bit(&context->local.jump[i])];
-
-            if (!jump->global)
-                jump_clear(context, jump);
-        }
+    for (unsigned i = 0; i < SOFT_JUMP_SETS / 64; i++) {
+        while (context->local.jump[i])
+            jump_set_wipe_local(context, &context->jump[i * 64 + take_bit(&context->local.jump[i])]);
     }
 }
 
 static void context_begin(struct soft_context *context)
 {
-    for (unsigned i = 0; i < SOFT_TLB_SIZE; i++)
-        tlb_clear(&context->tlb[i]);
-    for (unsigned i = 0; i < SOFT_JUMPS; i++)
-        jump_clear(context, &context->jump[i]);
+    tlb_clear(&context->tlb[0]); /* of page 0 */
+    tlb_clear(&context->tlb[SOFT_TLB_SIZE - 1]); /* of an access that begins in the page before */
+    jump_clear(context, &context->jump[0]);
     context->ready = true;
 }
 
@@ -101,12 +108,19 @@ void soft_context_note_tlb(struct soft_context *context, const struct soft_tlb_e
         note(context->local.tlb, index);
 }
 
-void soft_context_note_jump(struct soft_context *context, const struct soft_jump *jump)
+void soft_context_put_jump(struct soft_context *context, struct soft_jump jump)
 {
-    size_t index = (size_t)(jump - context->jump);
+    struct soft_jump_set *set = soft_jump_set(context, jump.rip);
+    size_t index = (size_t)(set - context->jump);
+    unsigned last = 0;
 
+    while (last < SOFT_JUMP_WAYS - 1 && set->way[last].rip != jump.rip)
+        last++;
+    for (unsigned i = last; i > 0; i--)
+        set->way[i] = set->way[i - 1];
+    set->way[0] = jump;
     note(context->filled.jump, index);
-    if (!jump->global)
+    if (!(jump.block & SOFT_JUMP_GLOBAL))
         note(context->local.jump, index);
 }
 
@@ -211,18 +225,22 @@ void soft_context_drop_page(struct soft_mmu *mmu, gva_t page)
     }
 }
 
+static void jump_set_drop(const struct soft_context *context, struct soft_jump_set *set, gva_t page)
+{
+    for (unsigned i = 0; i < SOFT_JUMP_WAYS; i++) {
+        if ((set->way[i].rip & PAGE_MASK) == page)
+            set->way[i].rip = jump_empty(context, set);
+    }
+}
+
 /* Of the 4096 addresses of a page each may have an entry of its own: all that are filled are looked at. */
 static void context_drop_jumps(struct soft_context *context, gva_t page)
 {
-    for (unsigned i = 0; i < SOFT_JUMPS / 64; i++) {
+    for (unsigned i = 0; i < SOFT_JUMP_SETS / 64; i++) {
         uint64_t filled = context->filled.jump[i];
 
-        while (filled) {
-            struct soft_jump *jump = &context->jump[i * 64 + take_bit(&filled)];
-
-            if ((jump->rip & PAGE_MASK) == page)
-                jump_clear(context, jump);
-        }
+        while (filled)
+            jump_set_drop(context, &context->jump[i * 64 + take_bit(&filled)], page);
     }
 }
 

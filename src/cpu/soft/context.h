@@ -9,11 +9,13 @@
  *
  * The TLB turns a linear into a host address, one 4 KiB page an entry. An access finds its entry by its first
  * byte and compares the page of its last byte: crossing a page misses. The jump cache leads from a linear address
- * to a block of the mode it was filled in; a context that comes into use in another mode, or after
+ * to a block of the mode it was filled in, and is four-way associative: programs with much code have tens of
+ * thousands of targets; a context that comes into use in another mode, or after
  * a soft_jump_flush(), first forgets its jumps.
  *
  * Wiping costs what was filled: bitmaps tell which entries were, and which of them not as global. Without PCIDs
- * each switch of processes pays it. Memory nobody touched is not touched here either.
+ * each switch of processes pays it. Memory nobody touched is not touched here either: zeros are empty entries, but for
+ * those few in which address 0 is looked for.
  *
  * All run on the vCPU's own thread.
  */
@@ -31,8 +33,10 @@ struct soft_vcpu;
 
 #define SOFT_TLB_SIZE      8192u
 #define SOFT_TLB_EMPTY     0x800ull /* no page's address */
-#define SOFT_JUMPS         32768u
-#define SOFT_JUMP_EMPTY    (1ull << 63) /* not canonical */
+#define SOFT_JUMP_SETS     8192u
+#define SOFT_JUMP_WAYS     4u
+#define SOFT_JUMP_EMPTY    (1ull << 63 | 1) /* in set 0, where it does not belong */
+#define SOFT_JUMP_GLOBAL   (1u << 31)
 #define SOFT_USER_CONTEXTS 8u
 
 struct soft_tlb_entry {
@@ -42,18 +46,22 @@ struct soft_tlb_entry {
 };
 
 struct soft_jump {
-    gva_t rip;                /* linear; a value that does not belong into this slot when empty */
-    const void *code;         /* of a translator; NULL: none */
-    struct soft_block *block; /* borrowed; look at `valid` */
-    uint64_t global;          /* bool: the page executed from is */
+    gva_t rip;      /* linear; a value that does not belong into this set when empty */
+    uint32_t code;  /* offset in the code buffer of what translated code jumps to */
+    uint32_t block; /* soft_jump_block(); SOFT_JUMP_GLOBAL: the page executed from is */
 };
 
 static_assert(sizeof(struct soft_tlb_entry) == 32, "generated code scales by it");
-static_assert(sizeof(struct soft_jump) == 32, "soft_jump_slot() leaves the scaling out");
 
-/* A set of entries of both tables. */
+/* One cache line. The entry filled last comes first, and pushes the last one out. */
+struct soft_jump_set {
+    struct soft_jump way[SOFT_JUMP_WAYS];
+};
+static_assert(sizeof(struct soft_jump_set) == 64, "soft_jump_offset() shifts by it");
+
+/* A set of TLB entries, and of sets of jumps. */
 struct soft_context_set {
-    uint64_t tlb[SOFT_TLB_SIZE / 64], jump[SOFT_JUMPS / 64];
+    uint64_t tlb[SOFT_TLB_SIZE / 64], jump[SOFT_JUMP_SETS / 64];
 };
 
 #define SOFT_CONTEXT_STACK 64u /* bytes */
@@ -61,7 +69,7 @@ struct soft_context_set {
 struct soft_context {
     uint8_t stack[SOFT_CONTEXT_STACK]; /* translated code has RSP at its end, and pushes a return address */
     struct soft_tlb_entry tlb[SOFT_TLB_SIZE];
-    struct soft_jump jump[SOFT_JUMPS];
+    struct soft_jump_set jump[SOFT_JUMP_SETS];
     struct soft_context_set filled; /* since it was wiped; all others are empty */
     struct soft_context_set local;  /* of filled: those that may not be global */
     uint64_t jump_generation; /* of soft_mmu when `jump` was last wiped; 0: to be wiped */
@@ -80,24 +88,40 @@ static inline uint64_t soft_tlb_tag(gva_t gva, unsigned size)
     return (gva + size - 1) & PAGE_MASK;
 }
 
-/* Byte offset into jump[] of the entry for a linear address. */
+#define SOFT_JUMP_HASH_SHIFT 13u
+#define SOFT_JUMP_SET_SHIFT  6u
+
+/* Byte offset into jump[] of the set for a linear address. Translated code computes the same (jit/thunk.c). */
 static inline uint64_t soft_jump_offset(gva_t rip)
 {
-    return ((rip << 5) ^ rip) & ((SOFT_JUMPS - 1) << 5);
+    return ((rip ^ rip >> SOFT_JUMP_HASH_SHIFT) & (SOFT_JUMP_SETS - 1)) << SOFT_JUMP_SET_SHIFT;
 }
 
-static inline struct soft_jump *soft_jump_slot(struct soft_context *context, gva_t rip)
+static inline struct soft_jump_set *soft_jump_set(struct soft_context *context, gva_t rip)
 {
-    return (struct soft_jump *)((char *)context->jump + soft_jump_offset(rip));
+    return (struct soft_jump_set *)((char *)context->jump + soft_jump_offset(rip));
+}
+
+/* NULL: none. */
+static inline struct soft_jump *soft_jump_find(struct soft_context *context, gva_t rip)
+{
+    struct soft_jump_set *set = soft_jump_set(context, rip);
+
+    for (unsigned i = 0; i < SOFT_JUMP_WAYS; i++) {
+        if (set->way[i].rip == rip)
+            return &set->way[i];
+    }
+    return NULL;
 }
 
 /* Makes cpu->context the one for the vCPU's mmu_index, address space and mode, fit for use. To be called when
  * any of them, or the generation of jumps, changed. */
 void soft_context_select(struct soft_vcpu *cpu);
 
+/* Puts a jump, for one to the same address if there is one. */
+void soft_context_put_jump(struct soft_context *context, struct soft_jump jump);
 /* To be called with each entry filled. */
 void soft_context_note_tlb(struct soft_context *context, const struct soft_tlb_entry *e);
-void soft_context_note_jump(struct soft_context *context, const struct soft_jump *jump);
 
 /* Afterwards soft_context_select() is due, as the context in use may be among those given up. */
 void soft_context_init(struct soft_mmu *mmu);

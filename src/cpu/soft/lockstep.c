@@ -220,7 +220,7 @@ void soft_lockstep_mark(struct insn *in, const ZydisDecodedInstruction *z,
 static bool uses_extended(const struct soft_native *native)
 {
     for (unsigned part = 0; part < native->part_count; part++) {
-        const struct soft_block *block = native->part[part];
+        const struct soft_block *block = native->part[part].block;
 
         for (unsigned i = 0; i < block->count; i++) {
             if (block->insn[i].flags & INSN_EXTENDED)
@@ -407,13 +407,16 @@ static bool interpret_parts(struct soft_vcpu *cpu, const struct soft_native *nat
     gva_t page = cpu->s.rip & PAGE_MASK;
 
     for (unsigned i = 0; i < native->part_count; i++) {
-        if (cpu->s.rip != (page | (native->part[i]->gpa & ~PAGE_MASK)))
+        if (cpu->s.rip != (page | (native->part[i].block->gpa & ~PAGE_MASK)))
             return false;
-        cpu->block = native->part[i];
+        cpu->block = native->part[i].block;
+        cpu->end_block = false;
+        if (!soft_block_holds(cpu, native->part[i].block, cpu->s.rip))
+            return false;
         if (stops)
-            interpret_to(cpu, native->part[i], cpu->lockstep->stop_at);
+            interpret_to(cpu, native->part[i].block, cpu->lockstep->stop_at);
         else
-            soft_run_block(cpu, native->part[i]);
+            soft_run_block(cpu, native->part[i].block);
         if (cpu->end_block)
             return false;
     }
@@ -439,7 +442,7 @@ static __attribute__((noinline)) bool run_form(struct soft_vcpu *cpu,
         soft_exclusive_abandon(cpu);
         return false;
     }
-    cpu->block = native->part[0];
+    cpu->block = native->part[0].block;
     if (translated)
         (void)soft_jit_run(cpu, native);
     else

@@ -74,9 +74,9 @@ static void report_code(struct mem *mem, const struct lockstep_difference *d)
 
     log_error("lock-step: a translation does something else than the interpreter: rip %#" PRIx64
               ", physical %#" PRIx64 ", mode %#x",
-              rip, d->native->part[0]->gpa, d->native->part[0]->mode);
+              rip, d->native->part[0].block->gpa, d->native->part[0].block->mode);
     for (unsigned i = 0; i < d->native->part_count; i++)
-        report_part(mem, d->native->part[i], rip & PAGE_MASK);
+        report_part(mem, d->native->part[i].block, rip & PAGE_MASK);
 }
 
 /* ---- what differs ---- */

@@ -21,6 +21,10 @@
 #include "cpu/soft/thread.h"
 #include "cpu/soft/vm.h"
 
+/* With it and the TLBs of a few processes, a machine of 256 MiB costs its host at most 64 MiB beyond the guest's memory. */
+#define CODE_CACHE_DEFAULT (48u << 20)
+#define FORGET_SIZE        (16u << 10) /* with LODGE_SOFT=forget: a few blocks' instructions */
+
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)
 {
     return container_of(vcpu, struct soft_vcpu, base);
@@ -116,17 +120,25 @@ static void soft_vm_release(struct soft_vm *vm)
     free(vm);
 }
 
-/* What it made is in *vm also when it fails. */
-static int soft_vm_make(struct soft_vm *vm, struct mem *mem)
+/* What it made is in *vm also when it fails. The shares of the code cache are as large programs fill them. */
+static int soft_vm_make(struct soft_vm *vm, struct machine *machine)
 {
-    int ret = soft_code_create(vm->tuning.code_size, &vm->code);
+    uint64_t share = (machine->code_cache ? machine->code_cache : CODE_CACHE_DEFAULT) / 16;
+    struct soft_cache_options cache = {.forgets = !vm->tuning.lockstep};
+    uint64_t code = vm->tuning.code_size ? vm->tuning.code_size : share * 7;
+    int ret = soft_code_create((uint32_t)code, &vm->code);
 
     if (ret < 0)
         return ret;
-    ret = vm->tuning.interpret ? -ENOTSUP : soft_jit_create(vm->code, &vm->jit);
+    ret = vm->tuning.interpret ? -ENOTSUP : soft_jit_create(vm->code, share * 3, &vm->jit);
     if (ret < 0 && ret != -ENOTSUP)
         return ret;
-    return soft_cache_create(mem, vm->jit, &vm->cache);
+    cache.blocks_size = share * 5;
+    cache.insns_size = vm->jit ? share : share * 4;
+    if (vm->tuning.forget)
+        cache.insns_size = FORGET_SIZE;
+    cache.jit = vm->jit;
+    return soft_cache_create(machine->mem, &cache, &vm->cache);
 }
 
 static int soft_vm_create(struct machine *machine, const struct cpu_model *model, unsigned cpus,
@@ -153,7 +165,7 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
         free(vm);
         return error_set(err, -EINVAL, "LODGE_SOFT=lockstep is for one CPU");
     }
-    ret = soft_vm_make(vm, machine->mem);
+    ret = soft_vm_make(vm, machine);
     if (ret < 0) {
         soft_vm_release(vm);
         return error_set(err, ret, "cannot reserve the code cache: %s", strerror(-ret));
@@ -190,6 +202,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
         soft_thread_release(cpu->host_thread);
     free(cpu->host_thread);
     free(cpu->scratch);
+    free(cpu->again);
     free(cpu->jit_work);
     soft_lockstep_destroy(cpu->lockstep);
     munmap(cpu, SOFT_VCPU_MAPPED + PAGE_SIZE);
@@ -233,10 +246,11 @@ static struct soft_vcpu *soft_vcpu_map(void)
 /* What it made is released with the vCPU also when it fails. */
 static int soft_vcpu_make(struct soft_vcpu *cpu)
 {
-    cpu->scratch = calloc(1, sizeof(*cpu->scratch) + SOFT_BLOCK_INSNS * sizeof(struct insn));
+    cpu->scratch = calloc(1, sizeof(*cpu->scratch));
+    cpu->again = calloc(SOFT_AGAIN, sizeof(*cpu->again));
     cpu->jit_work = calloc(1, sizeof(*cpu->jit_work));
     cpu->host_thread = calloc(1, sizeof(*cpu->host_thread));
-    if (!cpu->scratch || !cpu->jit_work || !cpu->host_thread)
+    if (!cpu->scratch || !cpu->again || !cpu->jit_work || !cpu->host_thread)
         return -ENOMEM;
     if (soft_thread_init(cpu->host_thread) < 0)
         return -ENOMEM;
@@ -253,6 +267,7 @@ static int soft_vcpu_create(struct vm *base, unsigned index, struct vcpu **out, 
     cpu->self = cpu;
     cpu->base = (struct vcpu){.vm = base, .index = index};
     cpu->cache = vm->cache;
+    cpu->block_base = soft_cache_blocks(vm->cache);
     cpu->code = vm->code;
     cpu->code_exec = soft_code_exec_base(vm->code);
     if (soft_vcpu_make(cpu) < 0) {
@@ -389,6 +404,7 @@ static uint64_t soft_vcpu_tsc(struct vcpu *vcpu)
 const struct engine_ops soft_engine = {
     .name = "soft",
     .description = "executes the guest in software on any x86-64 host",
+    .code_cache = CODE_CACHE_DEFAULT,
     .probe = soft_probe,
     .cpuid_support = soft_cpuid_support,
     .vm_create = soft_vm_create,

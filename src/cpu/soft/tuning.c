@@ -6,7 +6,7 @@
 
 #define WORD_MAX 32u
 
-static const struct soft_tuning defaults = {.runs = 8, .block_insns = 64, .code_size = 32u << 20};
+static const struct soft_tuning defaults = {.runs = 8, .block_insns = 64};
 
 static int number(const char *text, uint32_t least, uint32_t most, uint32_t *out)
 {
@@ -29,6 +29,10 @@ static int one_word(const char *word, struct soft_tuning *t)
     }
     if (strcmp(word, "slow") == 0) {
         t->slow = true;
+        return 0;
+    }
+    if (strcmp(word, "forget") == 0) {
+        t->forget = true;
         return 0;
     }
     if (strcmp(word, "lockstep") == 0) {

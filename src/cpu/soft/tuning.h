@@ -4,8 +4,9 @@
  *   interpret    no translator
  *   runs=N       a block is translated when it is executed for the Nth time (default 8)
  *   block=N      at most N instructions in a block (default and most 64)
- *   code=SIZE    the code buffer's size in KiB (default 32768, least 256)
+ *   code=SIZE    the code buffer's size in KiB (least 256; default: its share of the machine's code cache)
  *   flush=N      the code buffer counts as full after each N translations
+ *   forget       room for few decoded instructions: translated code decodes what it hands to the interpreter again
  *   lockstep     every translated block is also interpreted, and all state compared (lockstep.h); one vCPU
  *   slow         no translation of an address is remembered: every access to memory takes the slow path
  *
@@ -20,10 +21,10 @@
 #include "base/compiler.h"
 
 struct soft_tuning {
-    bool interpret, slow, lockstep;
+    bool interpret, slow, lockstep, forget;
     uint32_t runs;
     uint32_t block_insns;
-    uint32_t code_size; /* bytes */
+    uint32_t code_size; /* bytes; 0: not said */
     uint32_t flush;     /* 0: never */
 };
 

@@ -335,11 +335,15 @@ void soft_debug_fetch(struct soft_vcpu *cpu, gva_t linear)
 static struct soft_block *next_block(struct soft_vcpu *cpu)
 {
     gva_t linear = code_linear(cpu);
-    const struct soft_jump *jump = soft_jump_slot(cpu->context, linear);
+    const struct soft_jump *jump = soft_jump_find(cpu->context, linear);
+    struct soft_block *block;
 
-    if (likely(jump->rip == linear &&
-               atomic_load_explicit(&jump->block->valid, memory_order_relaxed)))
-        return jump->block;
+    if (unlikely(!jump))
+        return soft_block_find(cpu, linear);
+    block = soft_jump_block(cpu, jump);
+    if (likely(atomic_load_explicit(&block->valid, memory_order_relaxed) &&
+               soft_block_holds(cpu, block, linear)))
+        return block;
     return soft_block_find(cpu, linear);
 }
 
@@ -354,8 +358,10 @@ static void step(struct soft_vcpu *cpu)
     if (!(cpu->mode & SOFT_MODE_CODE64) && cpu->s.rip > cpu->s.seg[SEG_CS].limit)
         soft_raise_gp(cpu, 0);
     soft_debug_fetch(cpu, code_linear(cpu));
-    block = next_block(cpu);
-    in = &block->insn[0];
+    block = soft_block_decoded(cpu, next_block(cpu), code_linear(cpu));
+    in = atomic_load_explicit(&block->insn, memory_order_acquire);
+    if (unlikely(!in)) /* gone since: once more */
+        return;
     if (!(cpu->mode & SOFT_MODE_CODE64) &&
         cpu->s.rip + in->length - 1 > cpu->s.seg[SEG_CS].limit)
         soft_raise_gp(cpu, 0);
@@ -395,9 +401,12 @@ static bool beyond_limit(const struct soft_vcpu *cpu, const struct soft_block *b
 
 void soft_run_block(struct soft_vcpu *cpu, const struct soft_block *block)
 {
-    const struct insn *in = block->insn, *end = in + block->count;
+    const struct insn *first = atomic_load_explicit(&block->insn, memory_order_acquire);
+    const struct insn *in = first, *end = in + block->count;
     uint64_t rip = cpu->s.rip;
 
+    if (unlikely(!in)) /* gone since: the run loop comes back */
+        return;
     cpu->end_block = false;
     do {
         rip += in->length;
@@ -407,7 +416,7 @@ void soft_run_block(struct soft_vcpu *cpu, const struct soft_block *block)
         cpu->s.rip = rip;
         in++;
     } while (in != end && !cpu->end_block);
-    cpu->stat_insns += (uint64_t)(in - block->insn);
+    cpu->stat_insns += (uint64_t)(in - first);
     if (!(cpu->mode & SOFT_MODE_CODE64))
         cpu->s.rip = (uint32_t)rip;
 }
@@ -415,9 +424,10 @@ void soft_run_block(struct soft_vcpu *cpu, const struct soft_block *block)
 /* Counts a block that is interpreted; true when it is to be translated. */
 static bool block_is_hot(const struct soft_vcpu *cpu, struct soft_block *block)
 {
-    if (!cpu->soft_vm->jit || block->runs == SOFT_BLOCK_COLD || block == cpu->scratch)
+    if (!cpu->soft_vm->jit || block->runs == SOFT_BLOCK_COLD ||
+        block == &cpu->scratch->block)
         return false;
-    return ++block->runs == cpu->soft_vm->tuning.runs;
+    return ++block->runs >= cpu->soft_vm->tuning.runs && block->runs != SOFT_BLOCK_COLD;
 }
 
 /* Runs a block in the form it has. `link`: how translated code was left for it. Answers the same anew. */
@@ -426,9 +436,13 @@ static struct jit_link *execute(struct soft_vcpu *cpu, struct soft_block *block,
 {
     const struct soft_native *native;
 
-    if (unlikely(block_is_hot(cpu, block)))
-        soft_block_translate(cpu, block);
     native = atomic_load_explicit(&block->native, memory_order_acquire);
+    if (!native) {
+        block = soft_block_decoded(cpu, block, code_linear(cpu));
+        if (unlikely(block_is_hot(cpu, block)))
+            soft_block_translate(cpu, block);
+        native = atomic_load_explicit(&block->native, memory_order_acquire);
+    }
     if (!native) {
         cpu->block = block;
         soft_run_block(cpu, block);

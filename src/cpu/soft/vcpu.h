@@ -28,6 +28,8 @@ struct soft_mmu;   /* mmu.h: translations, and the contexts */
 struct soft_context; /* context.h: the TLB and jump cache in use */
 struct soft_cache; /* block.h: decoded blocks, one per VM */
 struct soft_block;
+struct soft_scratch;
+struct soft_again;
 struct soft_code;  /* code.h: native code */
 struct jit_work;   /* jit/translate.h */
 struct soft_lockstep; /* lockstep.h */
@@ -126,6 +128,7 @@ struct soft_vcpu {
     struct soft_mmu *mmu;       /* owned */
     struct soft_cache *cache;   /* shared, owned by the VM */
     const uint8_t *code_exec;   /* where the code buffer is executed */
+    const uint8_t *block_base;  /* where soft_jump.block is counted from */
     struct soft_code *code;     /* shared, owned by the VM; cache's decode lock */
     struct soft_x87 x87;
     uint16_t xstate_offset[8];  /* of XSAVE components in standard format; exec_xstate.c */
@@ -170,10 +173,12 @@ struct soft_vcpu {
 
     /* block.c */
     struct soft_block *block;   /* being executed */
-    struct soft_block *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
+    struct soft_scratch *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
+    struct soft_again *again;   /* owned: SOFT_AGAIN of them, by key */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
     uint32_t map_generation; /* of the VM, when this vCPU's translations were last dropped for it
                                 (sync.c) */
+    uint64_t cache_dropped;     /* the cache's count of drops then */
 
     /* sync.c */
     _Atomic uint32_t where;     /* enum soft_where */

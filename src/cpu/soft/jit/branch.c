@@ -1,11 +1,6 @@
 /* Near control transfer: direct jumps inside a page are linked, all others go through the jump cache. */
 #include "cpu/soft/jit/loop.h"
 
-#define ENTRY_SHIFT 5u
-#define JUMP_OFFSET(member) (JIT_CONTEXT(jump) + (int32_t)offsetof(struct soft_jump, member))
-
-static_assert(sizeof(struct soft_jump) == 1u << ENTRY_SHIFT, "the index below");
-
 /* Where a direct branch leads, from the beginning of its page. */
 static int64_t target_of(const struct jit_insn *i)
 {
@@ -34,50 +29,20 @@ bool jit_branch_target(const struct jit_insn *i, unsigned *offset, bool *back)
 
 /* ---- through the jump cache ---- */
 
-uint32_t jit_look_up_jump(struct asm_code *a, unsigned reg)
+static void to_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
 {
-    asm_ror(a, JIT_T1, reg, 64 - ENTRY_SHIFT);
-    asm_op_reg(a, false, 0x31, reg, JIT_T1); /* xor */
-    asm_alu_imm(a, false, ASM_AND, JIT_T1, (SOFT_JUMPS - 1) << ENTRY_SHIFT);
-    asm_op_mem(a, true, 0x3b, reg, asm_indexed(JIT_CTX, JIT_T1, JUMP_OFFSET(rip))); /* cmp */
-    return asm_jcc(a, ASM_CC_NE, 0);
+    asm_jmp(&t->a, t->jit->thunk[thunk]);
 }
 
-void jit_jump_to_found(struct asm_code *a)
-{
-    asm_alu_imm(a, true, ASM_AND, JIT_T0, -(int32_t)PAGE_SIZE);
-    asm_store(a, JIT_FIELD(code_page), JIT_T0);
-    asm_jmp_mem(a, asm_indexed(JIT_CTX, JIT_T1, JUMP_OFFSET(code)));
-}
-
-static void load_rip(struct jit_translation *t, unsigned reg, int64_t offset)
-{
-    asm_load(&t->a, reg, JIT_FIELD(code_page));
-    asm_lea(&t->a, reg, asm_base(reg, (int32_t)offset));
-}
-
-static void compare_attention(struct jit_translation *t)
-{
-    asm_op_mem(&t->a, false, 0x83, ASM_CMP, JIT_FIELD(attention));
-    asm_byte(&t->a, 0);
-}
-
-/* A direct jump that leaves the page: the branch itself is done, so the way out is at its target. */
+/* A direct jump that leaves the page. */
 static void leave_page(struct jit_translation *t, int64_t to)
 {
-    jit_flags_save(t);
-    load_rip(t, JIT_T0, to);
-    compare_attention(t);
-    jit_to_thunk_if(t, ASM_CC_NE, JIT_EXIT_TO);
-    asm_patch(&t->a, jit_look_up_jump(&t->a, JIT_T0), t->jit->thunk[JIT_EXIT_TO]);
-    jit_jump_to_found(&t->a);
-}
+    bool live = t->flags == JIT_LIVE;
 
-/* T0: where an indirect jump leads. The interpreter does what is not known, as it may have to raise. */
-static void jump_indirect(struct jit_translation *t)
-{
-    jit_cold_call(t, jit_look_up_jump(&t->a, JIT_T0));
-    jit_jump_to_found(&t->a);
+    if (!live)
+        jit_flags_save(t);
+    asm_mov_imm(&t->a, JIT_T0, (uint64_t)to);
+    to_thunk(t, live ? JIT_GO_NEAR_LIVE : JIT_GO_NEAR);
 }
 
 /* ---- linked ---- */
@@ -89,7 +54,7 @@ void jit_new_link(struct jit_translation *t, int64_t to, uint32_t site)
         return;
     }
     t->work->link[t->link_count++] =
-        (struct jit_link){.site = site, .to = (uint16_t)to, .flags = t->flags};
+        (struct jit_link){.site = site, .to = (uint16_t)to & 0xfffu, .flags = t->flags & 3u};
 }
 
 static void link_or_close(struct jit_translation *t, int64_t to, uint32_t site)
@@ -153,9 +118,9 @@ void jit_jmp(struct jit_translation *t)
         return;
     }
     jit_flags_save(t);
-    jit_poll(t);
     load_target(t, JIT_T0);
-    jump_indirect(t);
+    asm_mov_imm(&t->a, JIT_T2, t->i->offset);
+    to_thunk(t, JIT_GO);
 }
 
 /* The way that is not the translation's own comes first, as a conditional jump. */
@@ -193,23 +158,35 @@ static void push_return_address(struct jit_translation *t)
     unsigned cold;
     struct asm_mem slot = jit_look_up_base(t, JIT_RSP, -8, 8, true, &cold);
 
-    load_rip(t, JIT_T0, (int64_t)t->i->offset + t->i->z.length);
+    asm_load(&t->a, JIT_T0, JIT_FIELD(code_page));
+    asm_lea(&t->a, JIT_T0, asm_base(JIT_T0, t->i->offset + t->i->z.length));
     asm_store(&t->a, slot, JIT_T0);
     asm_lea(&t->a, JIT_RSP, asm_base(JIT_RSP, -8));
 }
 
-/* T2: where to. Nothing is changed before both the target and the stack are known to be good. */
+/* Nothing is changed before both the target and the stack are known to be good. */
 static void call_through_cache(struct jit_translation *t)
 {
-    struct asm_code *a = &t->a;
+    uint32_t length = t->i->z.length, end = t->i->offset + length;
+    bool near = direct(t->i);
+    struct asm_mem slot;
+    unsigned cold;
 
-    jit_cold_call(t, jit_look_up_jump(&t->a, JIT_T2));
-    asm_store(a, JIT_FIELD(jit_target), JIT_T2);
-    asm_mov(a, JIT_T2, JIT_T1);
-    push_return_address(t);
-    asm_load(a, JIT_T0, JIT_FIELD(jit_target));
-    asm_mov(a, JIT_T1, JIT_T2);
-    jit_jump_to_found(&t->a);
+    if (!near) {
+        load_target(t, JIT_T2);
+        t->window.open = false;
+        t->holds_t2 = true;
+    }
+    slot = jit_look_up_base(t, JIT_RSP, -8, 8, true, &cold);
+    if (near) {
+        asm_mov_imm(&t->a, JIT_T0, (uint64_t)target_of(t->i));
+        asm_lea(&t->a, JIT_T2, slot);
+    } else {
+        asm_mov(&t->a, JIT_T0, JIT_T2);
+        asm_lea(&t->a, JIT_T2, slot);
+    }
+    asm_mov_imm(&t->a, JIT_T1, end | length << 16);
+    to_thunk(t, near ? JIT_GO_CALL_NEAR : JIT_GO_CALL_FAR);
 }
 
 void jit_call_near(struct jit_translation *t)
@@ -220,13 +197,6 @@ void jit_call_near(struct jit_translation *t)
         return;
     }
     jit_flags_save(t);
-    jit_poll(t);
-    if (direct(t->i))
-        load_rip(t, JIT_T2, target_of(t->i));
-    else
-        load_target(t, JIT_T2);
-    t->window.open = false;
-    t->holds_t2 = true;
     call_through_cache(t);
 }
 
@@ -236,10 +206,12 @@ void jit_ret(struct jit_translation *t)
     struct asm_mem slot;
 
     jit_flags_save(t);
-    jit_poll(t);
+    if (t->i->in->imm) { /* the rare form is the interpreter's */
+        jit_cold_call(t, asm_jmp(&t->a, 0));
+        return;
+    }
     slot = jit_look_up_base(t, JIT_RSP, 0, 8, false, &cold);
     asm_load(&t->a, JIT_T0, slot);
-    jit_cold_call(t, jit_look_up_jump(&t->a, JIT_T0));
-    asm_lea(&t->a, JIT_RSP, asm_base(JIT_RSP, 8 + (int32_t)t->i->in->imm));
-    jit_jump_to_found(&t->a);
+    asm_mov_imm(&t->a, JIT_T2, t->i->offset);
+    to_thunk(t, JIT_GO_RET);
 }

@@ -46,13 +46,15 @@ static struct soft_native *native_of(const void *site, uint16_t start)
 /* Where the guest goes on, when that is translated and nothing else is to be done first; or NULL. */
 static const void *elsewhere(struct soft_vcpu *cpu)
 {
-    const struct soft_jump *jump = soft_jump_slot(cpu->context, cpu->s.rip);
+    const struct soft_jump *jump = soft_jump_find(cpu->context, cpu->s.rip);
     const struct soft_native *native;
+    const struct soft_block *block;
 
-    if (jump->rip != cpu->s.rip || !soft_undisturbed(cpu) || cpu->lockstep)
+    if (!jump || !soft_undisturbed(cpu) || cpu->lockstep)
         return NULL;
-    native = atomic_load_explicit(&jump->block->native, memory_order_acquire);
-    if (!native || !atomic_load_explicit(&jump->block->valid, memory_order_relaxed))
+    block = soft_jump_block(cpu, jump);
+    native = atomic_load_explicit(&block->native, memory_order_acquire);
+    if (!native || !atomic_load_explicit(&block->valid, memory_order_relaxed))
         return NULL;
     soft_fpu_use(cpu);
     cpu->x87.fcs = cpu->s.seg[SEG_CS].selector;
@@ -60,22 +62,38 @@ static const void *elsewhere(struct soft_vcpu *cpu)
     return soft_jit_address(cpu->soft_vm->jit, native->entry_saved);
 }
 
+/* The instruction of a site; NULL: it has just been changed, or there is no room. */
+static const struct insn *insn_of(struct soft_vcpu *cpu, const struct soft_native *native,
+                                  const struct soft_block *block, const struct jit_site *site)
+{
+    const struct insn *insn = atomic_load_explicit(&block->insn, memory_order_acquire);
+
+    if (insn)
+        return &insn[site->index];
+    insn = soft_block_again(cpu, block, site->offset, site->length, site);
+    atomic_thread_fence(memory_order_acquire); /* the bytes were read before: a block is removed before they change */
+    return native->removed ? NULL : insn;
+}
+
 /* Executes one instruction. Answers where the code goes on, or NULL to leave it. */
 static const void *jit_call(struct soft_vcpu *cpu, const struct jit_site *site)
 {
     const struct soft_native *native = native_of(site, site->start);
-    struct soft_block *block = native->part[site->part];
-    const struct insn *in = &block->insn[site->index];
+    struct soft_block *block = native->part[site->part].block;
+    const struct insn *in;
     int16_t resume = site->resume;
     uint64_t next;
 
     soft_jit_flags_out(cpu);
     cpu->s.rip = cpu->code_page + site->offset;
-    next = cpu->s.rip + in->length;
+    next = cpu->s.rip + site->length;
     cpu->next_rip = next;
     cpu->block = block;
     cpu->end_block = false;
     cpu->stat_slow++;
+    in = insn_of(cpu, native, block, site);
+    if (unlikely(!in || !soft_block_holds(cpu, block, cpu->s.rip)))
+        return NULL; /* before the instruction */
     in->fn(cpu, in);
     cpu->s.rip = cpu->next_rip;
     soft_jit_flags_in(cpu);
@@ -103,7 +121,7 @@ static void make_thunks(struct soft_jit *jit)
     soft_code_keep(jit->code);
 }
 
-int soft_jit_create(struct soft_code *code, struct soft_jit **out)
+int soft_jit_create(struct soft_code *code, size_t meta_size, struct soft_jit **out)
 {
     struct soft_jit *jit;
 
@@ -116,7 +134,8 @@ int soft_jit_create(struct soft_code *code, struct soft_jit **out)
     jit->exec = soft_code_exec_base(code);
     jit->write = soft_code_write_base(code);
     jit->bmi2 = host_has_bmi2();
-    jit->meta = jit_pages(SOFT_JIT_META);
+    jit->meta_size = meta_size;
+    jit->meta = jit_pages(meta_size);
     jit->native = jit_pages(SOFT_JIT_BLOCKS * sizeof(*jit->native));
     if (!jit->meta || !jit->native) {
         soft_jit_destroy(jit);
@@ -132,7 +151,7 @@ void soft_jit_destroy(struct soft_jit *jit)
     if (!jit)
         return;
     if (jit->meta)
-        munmap(jit->meta, SOFT_JIT_META);
+        munmap(jit->meta, jit->meta_size);
     if (jit->native)
         munmap(jit->native, SOFT_JIT_BLOCKS * sizeof(*jit->native));
     munmap(jit, sizeof(*jit));
@@ -155,7 +174,7 @@ static void leave_stale(struct soft_vcpu *cpu, const uint8_t *site)
     const struct soft_native *native = native_at(cpu->soft_vm->jit, site);
 
     BUG_ON(!native);
-    cpu->s.rip = cpu->code_page + (native->part[0]->gpa & ~PAGE_MASK);
+    cpu->s.rip = cpu->code_page + (native->part[0].block->gpa & ~PAGE_MASK);
 }
 
 static struct jit_link *leave_link(struct soft_vcpu *cpu, const uint8_t *site)
@@ -185,6 +204,8 @@ struct jit_link *soft_jit_run(struct soft_vcpu *cpu, const struct soft_native *n
         cpu->stat_left_link++;
         return leave_link(cpu, exit.site);
     }
+    if (exit.kind == JIT_EXIT_GP)
+        soft_raise_gp(cpu, 0);
     if (exit.kind == JIT_EXIT_STALE) {
         cpu->stat_left_stale++;
         leave_stale(cpu, exit.site);
@@ -204,10 +225,10 @@ static void set_jump(struct soft_jit *jit, uint32_t site, uint32_t target)
 void soft_jit_publish(struct soft_native *native)
 {
     for (unsigned i = 1; i < native->part_count; i++) {
-        native->next_of_part[i] = native->part[i]->native_parts;
-        native->part[i]->native_parts = native;
+        native->part[i].next = native->part[i].block->native_parts;
+        native->part[i].block->native_parts = native;
     }
-    atomic_store_explicit(&native->part[0]->native, native, memory_order_release);
+    atomic_store_explicit(&native->part[0].block->native, native, memory_order_release);
 }
 
 void soft_jit_link(struct soft_jit *jit, struct jit_link *link, struct soft_native *target)
@@ -244,21 +265,21 @@ static void native_remove(struct soft_jit *jit, struct soft_native *native)
         redirect_entry(jit, native->entry_live, jit->thunk[JIT_EXIT_STALE_LIVE]);
     for (struct jit_link *link = native->incoming; link; link = link->next) {
         link->target = NULL;
-        set_jump(jit, link->site, link->unlinked);
+        set_jump(jit, link->site, link->site + link->unlinked);
     }
     native->incoming = NULL;
-    if (atomic_load_explicit(&native->part[0]->native, memory_order_relaxed) != native)
+    if (atomic_load_explicit(&native->part[0].block->native, memory_order_relaxed) != native)
         return;
-    atomic_store(&native->part[0]->native, NULL);
-    native->part[0]->runs = 0;
+    atomic_store(&native->part[0].block->native, NULL);
+    native->part[0].block->runs = 0;
 }
 
 static struct soft_native *next_with(const struct soft_native *native,
                                      const struct soft_block *block)
 {
     for (unsigned i = 1; i < native->part_count; i++) {
-        if (native->part[i] == block)
-            return native->next_of_part[i];
+        if (native->part[i].block == block)
+            return native->part[i].next;
     }
     BUG("a part is in the list of its translations");
 }

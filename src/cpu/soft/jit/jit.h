@@ -21,7 +21,6 @@
 #include "cpu/soft/code.h"
 #include "cpu/soft/vcpu.h"
 
-#define SOFT_JIT_META   (16u << 20) /* bytes; touched as they are needed */
 #define SOFT_JIT_BLOCKS (1u << 18)
 
 /* Places in the buffer that all blocks share (thunk.c). Those marked * are called, and find their
@@ -39,16 +38,27 @@ enum soft_jit_thunk {
     JIT_EXIT_AT_LIVE,   /* * the same */
     JIT_EXIT_TO,        /* R10: RIP to go on at */
     JIT_EXIT_HERE,      /* s.rip says where to go on */
-    JIT_EXIT_JUMP,      /* R11: the jump cache entry's offset; where it leads is not translated */
     JIT_SYSCALL_64,     /* * struct jit_site: SYSCALL in 64-bit mode; flags saved */
     JIT_SYSRET_64,      /* * the same: SYSRET to 64-bit mode */
+    JIT_EXIT_JUMP,      /* R8: RIP to go on at, which is not translated */
+    JIT_EXIT_GP,        /* R10: RIP of the instruction that raises #GP(0) */
+    /* Through the jump cache. R10 is where to: the linear address, or its distance from code_page where said. A guest
+     * that is wanted, or whose way on is not known, is left there; no canonical address raises #GP(0) before the jump. */
+    JIT_GO_NEAR,      /* a direct jump; R10: distance */
+    JIT_GO_NEAR_LIVE, /* the same */
+    JIT_GO_TO,        /* one that cannot fault; R10: canonical */
+    JIT_GO,           /* an indirect one; R8: the instruction's offset in its page */
+    JIT_GO_RET,            /* RET without operand; R8: the instruction's offset in its page. RSP is still to be moved */
+    JIT_GO_CALL_NEAR,      /* R10: distance; R8: host address of the stack's new top; R11: offset in the page of the
+                           instruction's end, its length << 16. Nothing has been pushed */
+    JIT_GO_CALL_FAR,       /* the same, R10 the linear address */
     JIT_THUNKS
 };
 
 /* How translated code was left. */
 struct jit_exit {
     const uint8_t *site; /* of JIT_EXIT_LINK and JIT_EXIT_STALE: what follows the call */
-    uint64_t kind;       /* enum soft_jit_thunk: JIT_LEAVE, JIT_EXIT_LINK or JIT_EXIT_STALE */
+    uint64_t kind;       /* enum soft_jit_thunk: JIT_LEAVE, JIT_EXIT_LINK, JIT_EXIT_STALE or JIT_EXIT_GP */
 };
 typedef struct jit_exit jit_enter_fn(struct soft_vcpu *cpu, const void *code);
 
@@ -57,9 +67,9 @@ struct jit_link {
     struct soft_native *target; /* NULL: not linked */
     struct jit_link *next;   /* of those that lead to the same */
     uint32_t site;           /* offset of the displacement */
-    uint32_t unlinked;       /* offset of the code that asks for the link */
-    uint16_t to;             /* where the jump leads, offset in the page */
-    uint8_t flags;           /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
+    uint16_t unlinked;       /* from there to the code that asks for the link */
+    uint16_t to : 12;        /* where the jump leads, offset in the page */
+    uint16_t flags : 2;      /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
 };
 
 /* Where the host may fault, and what is then to be known. */
@@ -77,26 +87,32 @@ struct jit_trap {
 #define JIT_PARTS 8u  /* blocks in one translation */
 #define JIT_LINKS 20u
 
+struct jit_part {
+    struct soft_block *block;
+    struct soft_native *next; /* cache lock: list of those in which the block is not the head */
+};
+
 /*
  * A translation: of a block, and of what usually follows it in the same page, up to JIT_PARTS blocks. It is entered at
  * its head only, and goes when any of them is removed. Its code begins with its own address (of this struct).
  */
 struct soft_native {
-    struct soft_block *part[JIT_PARTS]; /* [0]: the head */
-    struct soft_native *next_of_part[JIT_PARTS]; /* cache lock: list of those in which the block is not the head */
-    uint8_t part_count, link_count;
-    bool removed;          /* cache lock; the vCPU that executes it looks after each call */
-    bool has_loop;         /* a second form of its body (loop.h) */
-    bool prefers_saved;    /* when a jump has the flags in both places */
     uint32_t number;       /* counts translations since the last reset, from 1 */
     uint32_t start, end;   /* offsets in the buffer */
     uint32_t entry_live;   /* flags in the host's register */
     uint32_t entry_saved;  /* flags in jit_flags */
+    uint16_t trap_count;
+    uint8_t part_count, link_count;
+    bool prefers_saved;    /* when a jump has the flags in both places */
+    bool removed;          /* cache lock; the vCPU that executes it looks after each call */
+    bool has_loop;         /* a second form of its body (loop.h) */
     struct jit_link *incoming; /* cache lock */
     struct jit_link *link;     /* link_count of them */
     struct jit_trap *trap;     /* by address */
-    uint16_t trap_count;
+    struct jit_part part[];    /* [0]: the head */
 };
+static_assert(sizeof(struct soft_native) == 56 && sizeof(struct jit_link) == 24,
+              "a large program has a hundred thousand");
 
 struct soft_jit {
     struct soft_code *code;  /* borrowed */
@@ -104,7 +120,7 @@ struct soft_jit {
     uint8_t *write;
     uint32_t thunk[JIT_THUNKS];
     uint8_t *meta;           /* owned: struct soft_native and struct jit_trap, until the next reset */
-    size_t meta_used;
+    size_t meta_size, meta_used; /* bytes */
     struct soft_native **native; /* owned: by address; up to count they may be read without the lock */
     _Atomic uint32_t count;
     uint64_t generation;     /* counts resets; changed while every vCPU is outside the code */
@@ -115,10 +131,13 @@ struct soft_jit {
 struct jit_site {
     uint16_t start;  /* bytes back to the translation's start */
     int16_t resume;  /* where to go on, from here; 0: nowhere */
-    uint16_t offset; /* of the instruction in its page */
+    uint16_t offset : 12; /* of the instruction in its page */
+    uint16_t length : 4;  /* its bytes */
     uint8_t part;    /* its block */
     uint8_t index;   /* of it in the block */
 };
+#define JIT_SITE_OFFSET 4 /* where the word is that has `offset` in its low bits */
+static_assert(sizeof(struct jit_site) == 8, "the translator writes it piece by piece");
 
 /* What follows the call of JIT_EXIT_LINK. */
 struct jit_link_site {
@@ -126,8 +145,8 @@ struct jit_link_site {
     uint16_t link;
 };
 
-/* -ENOTSUP: this host lacks something the translator needs. */
-nodiscard int soft_jit_create(struct soft_code *code, struct soft_jit **out);
+/* `meta_size`: bytes for what is kept of translations beside their code. -ENOTSUP: this host lacks something the translator needs. */
+nodiscard int soft_jit_create(struct soft_code *code, size_t meta_size, struct soft_jit **out);
 void soft_jit_destroy(struct soft_jit *jit); /* NULL is fine */
 /* With soft_code_reset: no vCPU is inside translated code. */
 void soft_jit_reset(struct soft_jit *jit);

@@ -105,8 +105,7 @@ static void commit_flags(struct asm_code *a)
 /* Goes on at the RIP in T0, in the context that is now in use. */
 static void go_on(struct soft_jit *jit, struct asm_code *a)
 {
-    asm_patch(a, jit_look_up_jump(a, JIT_T0), jit->thunk[JIT_EXIT_TO]);
-    jit_jump_to_found(a);
+    asm_jmp(a, jit->thunk[JIT_GO_TO]);
 }
 
 /* Slow unless the context at [reg] is fit for use in the present mode but for CPL. T0 is the MMU. */
@@ -157,7 +156,8 @@ static void mask_flags(const struct slow *slow)
 /* T1: struct jit_site. */
 static void return_address(struct asm_code *a)
 {
-    asm_op_mem(a, false, 0x1b7, GPR_RCX, asm_base(JIT_T1, (int32_t)offsetof(struct jit_site, offset)));
+    asm_op_mem(a, false, 0x1b7, GPR_RCX, asm_base(JIT_T1, JIT_SITE_OFFSET)); /* movzx */
+    asm_alu_imm(a, false, ASM_AND, GPR_RCX, PAGE_SIZE - 1);
     asm_op_mem(a, true, 0x03, GPR_RCX, JIT_FIELD(code_page)); /* add */
     asm_lea(a, GPR_RCX, asm_base(GPR_RCX, JIT_SYSCALL_LENGTH));
 }

@@ -59,7 +59,7 @@ static void emit_site(struct jit_translation *t, const struct jit_insn *i, uint3
 
     asm_u16(&t->a, (uint16_t)(site - t->native->start));
     asm_u16(&t->a, (uint16_t)(resume ? resume - site : 0));
-    asm_u16(&t->a, i->offset);
+    asm_u16(&t->a, (uint16_t)(i->offset | i->in->length << 12));
     asm_byte(&t->a, i->part);
     asm_byte(&t->a, i->index);
 }
@@ -109,10 +109,10 @@ static void poll_by_fault(struct jit_translation *t)
 
 static void decode_one(struct jit_insn *i, uint32_t mode)
 {
-    if (soft_decode_fields(mode, i->bytes, i->in->length, &i->z, i->operand))
+    if (i->bytes && soft_decode_fields(mode, i->bytes, i->in->length, &i->z, i->operand))
         jit_classify(i);
     else
-        i->class = JIT_INTERPRET; /* it raises an exception, or has just been changed */
+        i->class = JIT_INTERPRET; /* it raises an exception, has just been changed, or crosses the page */
     if (i->class == JIT_INTERPRET) {
         i->flags_clobbered = true;
         i->flags_read = i->flags_written = i->inverted = i->goes_on = false;
@@ -124,15 +124,16 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
     const struct mem_slot *slot = mem_slot_find(t->cpu->base.vm->machine->mem, block->gpa);
     unsigned offset = (unsigned)(block->gpa & ~PAGE_MASK), part = t->native->part_count;
     const uint8_t *bytes = slot ? slot->host + (block->gpa - slot->gpa) : NULL;
+    const struct insn *insn = atomic_load_explicit(&block->insn, memory_order_acquire);
+    bool crosses = block->gpa2 != SOFT_BLOCK_ONE_PAGE; /* it is one instruction, and the last */
 
-    if (!bytes || block->gpa2 != SOFT_BLOCK_ONE_PAGE || part == JIT_PARTS ||
-        t->insn_count + block->count > JIT_INSNS)
+    if (!bytes || !insn || part == JIT_PARTS || t->insn_count + block->count > JIT_INSNS)
         return false;
     for (unsigned k = 0; k < block->count; k++) {
         struct jit_insn *i = &t->work->insn[t->insn_count++];
 
-        i->in = &block->insn[k];
-        i->bytes = bytes;
+        i->in = &insn[k];
+        i->bytes = crosses ? NULL : bytes;
         i->offset = (uint16_t)offset;
         i->part = (uint8_t)part;
         i->index = (uint8_t)k;
@@ -140,29 +141,33 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
         bytes += i->in->length;
         offset += i->in->length;
     }
-    t->native->part[t->native->part_count++] = block;
+    t->native->part[t->native->part_count++].block = block;
     return true;
 }
 
 static bool has_part(const struct soft_native *native, const struct soft_block *block)
 {
     for (unsigned k = 0; k < native->part_count; k++) {
-        if (native->part[k] == block)
+        if (native->part[k].block == block)
             return true;
     }
     return false;
 }
 
-/* A block that was executed and is not yet part of this. */
+/* A block that was executed, is not yet part of this, and has no translation of its own, to which one can jump. */
 static struct soft_block *block_at(const struct jit_translation *t, unsigned offset)
 {
-    const struct soft_block *head = t->native->part[0];
+    const struct soft_block *head = t->native->part[0].block;
+    const struct insn *insn;
     struct soft_block *block;
 
     if (offset >= PAGE_SIZE)
         return NULL;
     block = soft_block_peek(t->cpu, (head->gpa & PAGE_MASK) | offset, head->mode);
-    if (!block || block->gpa2 != SOFT_BLOCK_ONE_PAGE || block->insn[0].flags & INSN_ALONE)
+    insn = block ? atomic_load_explicit(&block->insn, memory_order_acquire) : NULL;
+    if (!insn || insn->flags & INSN_ALONE)
+        return NULL;
+    if (atomic_load_explicit(&block->native, memory_order_relaxed))
         return NULL;
     return has_part(t->native, block) ? NULL : block;
 }
@@ -418,13 +423,13 @@ static void emit_unlinked(struct jit_translation *t, struct jit_link *link, unsi
     const struct jit_loop *loop = &t->work->loop;
 
     if (k == loop->link) {
-        link->unlinked = loop->start;
+        link->unlinked = (uint16_t)(loop->start - link->site);
         if (!t->cpu->lockstep)
             asm_patch(&t->a, loop->unpaid, t->a.at);
         jit_call_thunk(t, JIT_EXIT_LINK);
         return;
     }
-    link->unlinked = t->a.at;
+    link->unlinked = (uint16_t)(t->a.at - link->site);
     asm_patch(&t->a, link->site, t->a.at);
     jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
 }
@@ -442,6 +447,8 @@ static void emit_links(struct jit_translation *t)
 
 /* ---- the whole ---- */
 
+#define NATIVE_MOST (sizeof(struct soft_native) + JIT_PARTS * sizeof(struct jit_part))
+
 static void *meta_take(struct soft_jit *jit, size_t size)
 {
     void *at = jit->meta + jit->meta_used;
@@ -452,8 +459,8 @@ static void *meta_take(struct soft_jit *jit, size_t size)
 
 static bool meta_room(const struct soft_jit *jit)
 {
-    return jit->meta_used + sizeof(struct soft_native) + JIT_LINKS * sizeof(struct jit_link) +
-                   JIT_TRAPS_MAX * sizeof(struct jit_trap) + 32 <= SOFT_JIT_META &&
+    return jit->meta_used + NATIVE_MOST + JIT_LINKS * sizeof(struct jit_link) +
+                   JIT_TRAPS_MAX * sizeof(struct jit_trap) + 32 <= jit->meta_size &&
            jit->count < SOFT_JIT_BLOCKS;
 }
 
@@ -514,11 +521,12 @@ struct soft_native *soft_jit_translate(struct soft_vcpu *cpu, struct soft_block 
     if (!soft_code_reserve(jit->code, TRANSLATION_ROOM, &t.a.at))
         return NULL;
     t.a.end = t.a.at + TRANSLATION_ROOM;
-    t.native = meta_take(jit, sizeof(*t.native));
+    t.native = meta_take(jit, NATIVE_MOST);
     *t.native = (struct soft_native){.number = jit->count + 1, .start = t.a.at};
     native = NULL;
     if (decode_part(&t, block)) {
         decode_parts(&t);
+        jit->meta_used -= (JIT_PARTS - t.native->part_count) * sizeof(struct jit_part);
         emit_all(&t);
         native = finish(&t);
     }

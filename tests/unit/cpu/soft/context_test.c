@@ -201,7 +201,7 @@ static void test_alignment_checks_see_every_access(void **state)
 
 static bool jump_cached(struct world *w, gva_t rip)
 {
-    return soft_jump_slot(w->cpu->context, rip)->rip == rip;
+    return soft_jump_find(w->cpu->context, rip) != NULL;
 }
 
 /* mov al, leaf; hlt */
@@ -303,8 +303,11 @@ static void test_empty_jumps_match_nothing(void **state)
     fixture_init(&f, 1);
     fixture_mode(&f, 0, 64);
     context = fixture_cpu(&f, 0)->context;
-    for (unsigned i = 0; i < SOFT_JUMPS; i++)
-        assert_ptr_not_equal(soft_jump_slot(context, context->jump[i].rip), &context->jump[i]);
+    for (unsigned i = 0; i < SOFT_JUMP_SETS; i++) {
+        for (unsigned k = 0; k < SOFT_JUMP_WAYS; k++)
+            assert_ptr_not_equal(soft_jump_set(context, context->jump[i].way[k].rip),
+                                 &context->jump[i]);
+    }
     fixture_release(&f);
 }
 

@@ -1,5 +1,6 @@
 #include "fixture.h"
 
+#include <signal.h>
 #include <string.h>
 
 #include "base/compiler.h"
@@ -50,6 +51,20 @@ static const struct local_apic_ops fixture_apic = {
     .reset = quiet_reset,
 };
 
+/* cmocka puts its own handlers of these signals in place before each test, and the engine installs its own once. */
+static void fixture_signals(void)
+{
+    static const int signals[] = {SIGFPE, SIGILL, SIGSEGV, SIGBUS};
+    static struct sigaction installed[ARRAY_SIZE(signals)];
+
+    for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
+        if (installed[i].sa_sigaction)
+            BUG_ON(sigaction(signals[i], &installed[i], NULL) < 0);
+        else
+            BUG_ON(sigaction(signals[i], NULL, &installed[i]) < 0);
+    }
+}
+
 void fixture_init(struct fixture *f, unsigned cpus)
 {
     struct cpu_topology topology = {.cpus = cpus};
@@ -64,6 +79,7 @@ void fixture_init(struct fixture *f, unsigned cpus)
     BUG_ON(mem_add_ram(f->machine->mem, 0, FIXTURE_RAM, &err) < 0);
     f->ram = f->machine->mem->slots[0].host;
     BUG_ON(soft_engine.vm_create(f->machine, &f->model, cpus, &f->vm, &err) < 0);
+    fixture_signals();
     for (unsigned i = 0; i < cpus; i++) {
         BUG_ON(soft_engine.vcpu_create(f->vm, i, &f->vcpu[i], &err) < 0);
         f->vcpu[i]->apic = f->vcpu[i];

@@ -247,6 +247,7 @@ static void test_an_edge_stays_asked_for(void **state)
 static void test_kick_leaves_a_tight_loop(void **state)
 {
     static const uint8_t code[] = {0xeb, 0xfe};
+    const struct timespec until_it_is_translated = {0, 20 * NSEC_PER_MSEC};
     struct fixture f;
     struct other other = {&f, 0, false};
     pthread_t thread;
@@ -256,6 +257,7 @@ static void test_kick_leaves_a_tight_loop(void **state)
     fixture_mode(&f, 0, 64);
     fixture_load(&f, FIXTURE_CODE, code, sizeof(code));
     assert_int_equal(pthread_create(&thread, NULL, run_other, &other), 0);
+    nanosleep(&until_it_is_translated, NULL);
     soft_engine.vcpu_kick(f.vcpu[0]);
     pthread_join(thread, NULL);
     assert_true(other.halted);

@@ -15,10 +15,10 @@ static void test_defaults(void **state)
     assert_int_equal(soft_tuning_parse(NULL, &t), 0);
     assert_int_equal(soft_tuning_parse("", &empty), 0);
     assert_memory_equal(&t, &empty, sizeof(t));
-    assert_false(t.interpret || t.slow || t.lockstep);
+    assert_false(t.interpret || t.slow || t.lockstep || t.forget);
     assert_int_equal(t.runs, 8);
     assert_int_equal(t.block_insns, 64);
-    assert_int_equal(t.code_size, 32u << 20);
+    assert_int_equal(t.code_size, 0);
     assert_int_equal(t.flush, 0);
 }
 
@@ -34,6 +34,8 @@ static void test_words(void **state)
     assert_int_equal(t.block_insns, 1);
     assert_int_equal(t.code_size, 512u << 10);
     assert_int_equal(t.flush, 50);
+    assert_int_equal(soft_tuning_parse("forget", &t), 0);
+    assert_true(t.forget);
     assert_int_equal(soft_tuning_parse("interpret", &t), 0);
     assert_true(t.interpret);
     assert_int_equal(soft_tuning_parse("lockstep,runs=1", &t), 0);
