@@ -33,7 +33,7 @@ int boot_source_open(struct boot_source *source, const struct boot_paths *paths,
     int r;
 
     *source = (struct boot_source){.paths = *paths, .kernel_fd = -1};
-    r = boot_open("kernel", paths->kernel, &source->kernel_fd, err);
+    r = paths->kernel ? boot_open("kernel", paths->kernel, &source->kernel_fd, err) : 0;
     while (r == 0 && opened < paths->module_count) {
         r = boot_open("initrd", paths->modules[opened], &source->module_fds[opened], err);
         opened += r == 0;

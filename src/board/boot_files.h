@@ -8,7 +8,7 @@
 #include "board/boot.h"
 
 struct boot_paths {
-    const char *kernel; /* borrowed, as all strings here */
+    const char *kernel; /* borrowed, as all strings here; NULL: nothing is loaded */
     const char *modules[BOOT_MODULES_MAX];
     unsigned module_count;
     const char *cmdline; /* NULL: empty */

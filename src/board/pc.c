@@ -14,6 +14,7 @@
 #include "chip/mc146818.h"
 #include "device/debug_exit.h"
 #include "device/i8042.h"
+#include "device/ich9_lpc.h"
 #include "device/pci.h"
 #include "device/virtio/virtio.h"
 
@@ -23,7 +24,8 @@
 #define PC_RTC_IRQ   8u
 #define PC_ISA_IRQS  16u
 
-/* ISA interrupts reach the 8259 pair and the I/O APIC; there, number 0 is pin 2 (MADT override). */
+/* ISA interrupts reach the 8259 pair and the I/O APIC; there, number 0 is pin 2 (MADT override).
+ * PCI's reach the I/O APIC, and the pair where firmware has routed them. */
 static void pc_gsi_set(void *opaque, unsigned gsi, int level)
 {
     struct pc *pc = opaque;
@@ -32,7 +34,16 @@ static void pc_gsi_set(void *opaque, unsigned gsi, int level)
         return; /* the cascade of the 8259 pair: nothing is wired to it */
     if (gsi < PC_ISA_IRQS)
         i8259_set(pc->i8259, gsi, level);
+    else if (pc->lpc)
+        ich9_lpc_pirq(pc->lpc, gsi - PC_ISA_IRQS, level);
     ioapic_set(pc->ioapic, gsi == 0 ? 2 : gsi, level);
+}
+
+static void pc_pic_set(void *opaque, unsigned input, int level)
+{
+    struct pc *pc = opaque;
+
+    i8259_set(pc->i8259, input, level);
 }
 
 static void pc_msi_send(void *opaque, uint64_t addr, uint32_t data)
@@ -46,7 +57,18 @@ static void pc_engine_gsi_set(void *opaque, unsigned gsi, int level)
 {
     struct pc *pc = opaque;
 
+    if (gsi >= PC_ISA_IRQS && pc->lpc)
+        ich9_lpc_pirq(pc->lpc, gsi - PC_ISA_IRQS, level);
     pc->engine->gsi_set(pc->vm, gsi, level);
+}
+
+/* The kernel's pair has no input of its own: the I/O APIC's pin of the same number is asserted with
+ * it. */
+static void pc_engine_pic_set(void *opaque, unsigned input, int level)
+{
+    struct pc *pc = opaque;
+
+    pc->engine->gsi_set(pc->vm, input, level);
 }
 
 static void pc_engine_msi_send(void *opaque, uint64_t addr, uint32_t data)
@@ -160,10 +182,14 @@ static int pc_add_net(struct pc *pc, const struct pc_config *config, struct erro
 
 static int pc_add_pci(struct pc *pc, const struct pc_config *config, struct error *err)
 {
+    const struct irq_line pic = {pc->i8259 ? pc_pic_set : pc_engine_pic_set, pc, 0};
     int r = pci_host_create(pc->machine, &pc->pci);
 
     if (r < 0)
         return error_set(err, r, "cannot make the PCI host bridge: %s", strerror(-r));
+    r = ich9_lpc_create(pc->pci, pc->pm, &pic, &pc->lpc);
+    if (r < 0)
+        return error_set(err, r, "cannot make the LPC bridge: %s", strerror(-r));
     r = pc_add_net(pc, config, err);
     if (r < 0)
         return r;
@@ -171,6 +197,29 @@ static int pc_add_pci(struct pc *pc, const struct pc_config *config, struct erro
     if (r < 0)
         return error_set(err, r, "cannot make the random number device: %s", strerror(-r));
     return pc_add_disks(pc, config, err);
+}
+
+/* After all devices: firmware is told of them. */
+static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct error *err)
+{
+    const struct firmware_machine machine = {.name = config->name,
+                                             .cpus = pc->cpus,
+                                             .memory = config->memory,
+                                             .map = &pc->map,
+                                             .model = &pc->model,
+                                             .options = &config->firmware,
+                                             .pci = pc->pci,
+                                             .serial_console = true};
+    int r;
+
+    firmware_set_cmos(&machine, pc->rtc);
+    if (!pc->firmware.image)
+        return 0;
+    pci_host_set_bios(pc->pci, pc->firmware.image, pc->firmware.size);
+    r = fw_cfg_create(pc->machine, &pc->fw_cfg);
+    if (r < 0)
+        return error_set(err, r, "cannot make the firmware configuration device: %s", strerror(-r));
+    return firmware_describe(&machine, pc->fw_cfg, err);
 }
 
 static int pc_init_model(struct pc *pc, const struct pc_config *config, struct error *err)
@@ -191,6 +240,8 @@ static int pc_add_devices(struct pc *pc, const struct pc_config *config,
         r = pc_add_legacy_devices(pc, config, com1, err);
     if (r == 0)
         r = pc_add_pci(pc, config, err);
+    if (r == 0)
+        r = pc_add_firmware(pc, config, err);
     return r;
 }
 
@@ -207,6 +258,9 @@ int pc_create(const struct pc_config *config, const struct engine_ops *engine,
     r = boot_source_open(&pc->boot, &config->boot, err);
     if (r < 0)
         goto err_free;
+    r = firmware_open(&pc->firmware, &config->firmware, err);
+    if (r < 0)
+        goto err_boot;
     r = pc_init_model(pc, config, err);
     if (r < 0)
         goto err_boot;
@@ -217,6 +271,8 @@ int pc_create(const struct pc_config *config, const struct engine_ops *engine,
         goto err_boot;
     }
     r = memory_map_add_ram(&pc->map, pc->machine->mem, err);
+    if (r == 0)
+        r = firmware_add_rom(&pc->firmware, pc->machine->mem, err);
     if (r < 0)
         goto err_machine;
     pc->machine->code_cache = config->code_cache;
@@ -236,6 +292,7 @@ err_devices:
 err_machine:
     machine_destroy(pc->machine);
 err_boot:
+    firmware_close(&pc->firmware);
     boot_source_close(&pc->boot);
 err_free:
     free(pc);
@@ -251,6 +308,7 @@ void pc_destroy(struct pc *pc)
 {
     pc->engine->vm_destroy(pc->vm);
     machine_destroy(pc->machine);
+    firmware_close(&pc->firmware);
     boot_source_close(&pc->boot);
     free(pc);
 }
@@ -301,20 +359,29 @@ static int pc_set_states(struct pc *pc, struct vcpu *const vcpus[], struct cpu_s
     return 0;
 }
 
+/* In place of firmware: what it would have set up, and then the kernel. */
+static int pc_boot_directly(struct pc *pc, struct cpu_state *state, struct error *err)
+{
+    struct boot_target target = {.mem = pc->machine->mem, .map = &pc->map, .state = state};
+    int r;
+
+    pci_host_assign(pc->pci);
+    ich9_lpc_assign(pc->lpc, ACPI_PM_BASE);
+    r = pc_put_acpi(pc, &target.rsdp, err);
+    return r < 0 ? r : boot_source_load(&pc->boot, &target, err);
+}
+
 int pc_reset(struct pc *pc, struct vcpu *const vcpus[], struct error *err)
 {
     struct cpu_state *state = aligned_alloc(64, align_up(sizeof(*state), 64));
-    struct boot_target target = {.mem = pc->machine->mem, .map = &pc->map, .state = state};
-    int r;
+    int r = 0;
 
     if (!state)
         return error_set(err, -ENOMEM, "no memory for the vCPU's state");
     machine_reset_devices(pc->machine);
-    pci_host_assign(pc->pci);
     cpu_state_reset(state, true);
-    r = pc_put_acpi(pc, &target.rsdp, err);
-    if (r == 0)
-        r = boot_source_load(&pc->boot, &target, err);
+    if (!pc->firmware.image)
+        r = pc_boot_directly(pc, state, err);
     if (r == 0)
         r = pc_set_states(pc, vcpus, state, err);
     free(state);

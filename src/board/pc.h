@@ -5,7 +5,8 @@
  * Threads: everything here from the machine's main thread, vCPUs stopped, except
  * pc_vcpu_create/destroy (the vCPU's own thread) and pc_power_button (any).
  *
- * PCI slots are taken in this order: host bridge, network, random numbers, the disks in theirs.
+ * PCI slots are taken in this order: host bridge, network, random numbers, the disks in theirs; the
+ * LPC bridge is 00:1f.0.
  */
 #ifndef BOARD_PC_H
 #define BOARD_PC_H
@@ -13,6 +14,7 @@
 #include "block/block.h"
 #include "board/boot.h"
 #include "board/boot_files.h"
+#include "board/firmware.h"
 #include "core/machine.h"
 #include "cpu/engine.h"
 #include "device/uart16550.h"
@@ -27,7 +29,8 @@ struct pc_config {
     uint64_t memory; /* bytes, page aligned */
     const char *cpu_model;
     uint64_t code_cache; /* bytes; 0: the engine's own choice */
-    struct boot_paths boot;
+    struct boot_paths boot;           /* without a kernel: */
+    struct firmware_options firmware; /* what starts instead */
     struct block_options disks[PC_DISKS_MAX];
     unsigned disk_count;
     bool net_user;
@@ -51,9 +54,12 @@ struct pc {
     struct acpi_pm *pm;
     struct mc146818 *rtc;
     struct pci_host *pci;
+    struct ich9_lpc *lpc;
     struct uart16550 *com1;
+    struct fw_cfg *fw_cfg; /* NULL without firmware */
 
     struct boot_source boot; /* owned: the images' open files */
+    struct firmware firmware; /* owned */
 };
 
 /* Makes the machine. `com1` is what the first serial port sends to. The caller sets machine->request
@@ -70,7 +76,8 @@ void pc_destroy(struct pc *pc);
 /* A vCPU with its local APIC attached. All are made before one runs. */
 nodiscard int pc_vcpu_create(struct pc *pc, unsigned index, struct vcpu **out, struct error *err);
 
-/* Power-on or reset: devices reset, ACPI tables and images in RAM, every vCPU's state set. */
+/* Power-on or reset: devices reset, every vCPU's state set; without firmware ACPI tables and images
+ * in RAM, else RAM is left as it is. */
 nodiscard int pc_reset(struct pc *pc, struct vcpu *const vcpus[], struct error *err);
 
 /* True when the guest listens to it. */

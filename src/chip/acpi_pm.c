@@ -25,6 +25,10 @@
 
 #define ACPI_GPE_BYTES 8u
 
+/* SMI_EN: writes to the APM command port raise SMIs already, so firmware does not set SMM up; but
+ * nothing does. */
+#define ACPI_SMI_APMC_EN (1u << 5)
+
 /* TMR_STS is set when bit 23 of the timer changes, so a 24-bit reader misses no wrap. */
 #define ACPI_PM_TOGGLE 23u
 
@@ -38,6 +42,7 @@ struct acpi_pm {
     uint64_t start;       /* clock_now() at which the PM timer was 0 */
     uint64_t toggles;     /* changes of bit 23 already reported in TMR_STS */
     uint64_t pm_timer;    /* saved form of start */
+    uint16_t base; /* where the ports are; 0: nowhere; only acpi_pm_set_base's callers' lock */
 };
 
 static uint64_t acpi_pm_ticks(const struct acpi_pm *pm)
@@ -111,6 +116,7 @@ static uint8_t acpi_pm_read_byte(const struct acpi_pm *pm, uint64_t offset, uint
     case ACPI_GPE0 ... ACPI_GPE0 + ACPI_GPE_BYTES - 1: return pm->gpe0_status[offset - ACPI_GPE0];
     case ACPI_GPE0 + ACPI_GPE_BYTES ... ACPI_GPE0 + 2 * ACPI_GPE_BYTES - 1:
         return pm->gpe0_enable[offset - ACPI_GPE0 - ACPI_GPE_BYTES];
+    case ACPI_SMI_EN: return ACPI_SMI_APMC_EN;
     default: return 0;
     }
 }
@@ -242,11 +248,30 @@ static const struct device_ops acpi_pm_device_ops = {
 
 static const struct bus_ops acpi_pm_bus_ops = {acpi_pm_read, acpi_pm_write};
 
+static int acpi_pm_map(struct acpi_pm *pm, uint16_t base)
+{
+    const struct bus_region block = {base, ACPI_PM_SIZE, &acpi_pm_bus_ops, pm, &pm->dev};
+    int rc = bus_add(pm->machine->bus, BUS_PORT, &block);
+
+    pm->base = rc == 0 ? base : 0;
+    return rc;
+}
+
+void acpi_pm_set_base(struct acpi_pm *pm, uint16_t base)
+{
+    if (base == pm->base)
+        return;
+    if (pm->base)
+        bus_remove(pm->machine->bus, BUS_PORT, pm->base);
+    pm->base = 0;
+    if (base && acpi_pm_map(pm, base))
+        log_guest("ACPI: the ports at 0x%x overlap another device's; not decoded", base);
+}
+
 int acpi_pm_create(struct machine *machine, uint16_t base, struct irq_line sci,
                    struct acpi_pm **out)
 {
     struct acpi_pm *pm = calloc(1, sizeof(*pm));
-    struct bus_region block = {base, ACPI_PM_SIZE, &acpi_pm_bus_ops, pm, NULL};
     int rc;
 
     if (!pm)
@@ -256,8 +281,7 @@ int acpi_pm_create(struct machine *machine, uint16_t base, struct irq_line sci,
     pm->machine = machine;
     pm->sci = sci;
     acpi_pm_reset(&pm->dev);
-    block.dev = &pm->dev;
-    rc = bus_add(machine->bus, BUS_PORT, &block);
+    rc = acpi_pm_map(pm, base);
     if (rc) {
         acpi_pm_destroy(&pm->dev);
         return rc;

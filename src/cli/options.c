@@ -78,6 +78,50 @@ static int set_kernel(struct run_options *options, const char *value, struct err
     return 0;
 }
 
+static int set_firmware(struct run_options *options, const char *value, struct error *err)
+{
+    if (!*value)
+        return error_set(err, -EINVAL, "--firmware: which? (write bios or a file's name)");
+    options->config.firmware.image = value;
+    return 0;
+}
+
+static int boot_word(struct firmware_options *firmware, const char *word, struct error *err)
+{
+    static const char *const words[] = {[FIRMWARE_BOOT_DISK] = "disk",
+                                        [FIRMWARE_BOOT_CDROM] = "cdrom",
+                                        [FIRMWARE_BOOT_NET] = "net"};
+    const char *nearest;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(words); i++) {
+        if (strcmp(word, words[i]) != 0)
+            continue;
+        for (unsigned at = 0; at < firmware->boot_count; at++) {
+            if (firmware->boot[at] == (enum firmware_boot)i)
+                return error_set(err, -EINVAL, "--boot: '%s' is there twice", word);
+        }
+        firmware->boot[firmware->boot_count++] = (enum firmware_boot)i;
+        return 0;
+    }
+    nearest = cli_nearest(word, words, ARRAY_SIZE(words));
+    return error_set(err, -EINVAL, "--boot: unknown word '%s' (%s%s)", word,
+                     nearest ? "did you mean " : "it takes disk, cdrom and net",
+                     nearest ? nearest : "");
+}
+
+static int set_boot(struct run_options *options, const char *value, struct error *err)
+{
+    char text[64], *rest = text, *word;
+    int ret = 0;
+
+    if (snprintf(text, sizeof(text), "%s", value) >= (int)sizeof(text))
+        return error_set(err, -EINVAL, "--boot: too long");
+    options->config.firmware.boot_count = 0;
+    while (ret == 0 && (word = strsep(&rest, ",")))
+        ret = boot_word(&options->config.firmware, word, err);
+    return ret;
+}
+
 static int set_initrd(struct run_options *options, const char *value, struct error *err)
 {
     if (options->config.initrd_count == VM_INITRDS_MAX)
@@ -279,6 +323,9 @@ static const struct option options_table[] = {
     {"cpus", "N", "virtual CPUs, 1 to 64 (default 1)", set_cpus},
     {"memory", "SIZE", "guest memory, with suffix K, M or G (default 512M)", set_memory},
     {"kernel", "FILE", "bzImage, ELF with a PVH note, or multiboot ELF", set_kernel},
+    {"firmware", "bios|FILE", "starts the machine when no kernel is given (default bios, with a disk)",
+     set_firmware},
+    {"boot", "disk,cdrom,net", "what firmware tries, in this order (default disk,cdrom,net)", set_boot},
     {"initrd", "FILE", "initial RAM disk; for multiboot a module (repeatable)", set_initrd},
     {"append", "STRING", "the kernel's command line", set_append},
     {"disk", "FILE[,ro][,format=raw]", "a virtio disk (repeatable)", set_disk},
@@ -363,6 +410,26 @@ static int option_apply(struct run_options *options, int argc, char **argv, int 
     return option->set(options, value, err);
 }
 
+/* What starts the machine: a kernel, or firmware; without a word, firmware when there is something to boot. */
+static int options_settle(struct run_options *options, struct error *err)
+{
+    struct vm_config *config = &options->config;
+
+    if (options->dump_acpi)
+        return 0;
+    if (config->kernel && config->firmware.image)
+        return error_set(err, -EINVAL,
+                         "--kernel and --firmware exclude each other: a kernel is started directly");
+    if (!config->kernel && (config->initrd_count || *config->append))
+        return error_set(err, -EINVAL, "--initrd and --append need a --kernel");
+    if (!config->kernel && !config->firmware.image && config->disk_count)
+        config->firmware.image = "bios";
+    if (!config->kernel && !config->firmware.image)
+        return error_set(err, -EINVAL,
+                         "what to run? (give --kernel FILE, or --disk FILE to boot from; see 'lodge help run')");
+    return 0;
+}
+
 int run_options_parse(struct run_options *options, int argc, char **argv, struct error *err)
 {
     int ret = 0;
@@ -374,15 +441,15 @@ int run_options_parse(struct run_options *options, int argc, char **argv, struct
                    .cpus = 1,
                    .memory = MEMORY_DEFAULT,
                    .append = "",
+                   .firmware = {.boot = {FIRMWARE_BOOT_DISK, FIRMWARE_BOOT_CDROM, FIRMWARE_BOOT_NET},
+                                .boot_count = FIRMWARE_BOOTS_MAX},
                    .net = true,
                    .serial = VM_SERIAL_STDIO,
                    .abandon = cli_abandon},
     };
     for (int at = 1; ret == 0 && at < argc;)
         ret = option_apply(options, argc, argv, &at, err);
-    if (ret == 0 && !options->config.kernel && !options->dump_acpi)
-        ret = error_set(err, -EINVAL, "which kernel? (give --kernel FILE; see 'lodge help run')");
-    return ret;
+    return ret ? ret : options_settle(options, err);
 }
 
 void run_options_release(struct run_options *options)

@@ -11,7 +11,7 @@
 
 void cli_run_help(void)
 {
-    printf("usage: lodge run --kernel FILE [options]\n\n"
+    printf("usage: lodge run {--kernel FILE | --disk FILE} [options]\n\n"
            "Runs one machine in the foreground, its first serial port on standard input and output.\n"
            "Ctrl-] leaves. Exit status: 0 the guest powered off; 64 wrong usage; 1 any other failure.\n\n");
     run_options_help();

@@ -12,6 +12,7 @@ int mem_create(struct mem **out)
 
     if (!mem)
         return -ENOMEM;
+    mem->a20 = MEM_A20_KEYBOARD;
     *out = mem;
     return 0;
 }
@@ -109,6 +110,7 @@ int mem_add_rom(struct mem *mem, gpa_t gpa, const void *image, uint64_t size, st
         return ret;
     memcpy(slot->host, image, size);
     slot->readonly = true;
+    mem_set_rom(mem, gpa, slot->size, true);
     return 0;
 }
 
@@ -123,7 +125,7 @@ uint64_t mem_ram_size(const struct mem *mem)
     return size;
 }
 
-struct mem_slot *mem_slot_find(const struct mem *mem, gpa_t gpa)
+struct mem_slot *mem_slot_any(const struct mem *mem, gpa_t gpa)
 {
     for (unsigned i = 0; i < mem->slot_count; i++) {
         const struct mem_slot *slot = &mem->slots[i];
@@ -134,15 +136,85 @@ struct mem_slot *mem_slot_find(const struct mem *mem, gpa_t gpa)
     return NULL;
 }
 
+struct mem_slot *mem_slot_find(const struct mem *mem, gpa_t gpa)
+{
+    struct mem_slot *slot = mem_slot_any(mem, gpa);
+
+    return slot && !atomic_load_explicit(&slot->hidden, memory_order_relaxed) ? slot : NULL;
+}
+
+static void mem_map_changed(const struct mem *mem)
+{
+    if (mem->map_changed)
+        mem->map_changed(mem->map_changed_opaque);
+}
+
+static void slot_widen_rom(struct mem_slot *slot, gpa_t gpa, uint64_t len)
+{
+    if (slot->rom_base == slot->rom_end) {
+        slot->rom_base = gpa;
+        slot->rom_end = gpa + len;
+    }
+    BUG_ON(gpa < slot->rom_base || gpa + len > slot->rom_end);
+}
+
+void mem_set_rom(struct mem *mem, gpa_t gpa, uint64_t len, bool rom)
+{
+    struct mem_slot *slot = mem_slot_any(mem, gpa);
+
+    BUG_ON(!slot || (gpa | len) & ~PAGE_MASK || len > slot->size - (gpa - slot->gpa));
+    slot_widen_rom(slot, gpa, len);
+    for (uint64_t i = (gpa - slot->gpa) / PAGE_SIZE, end = i + len / PAGE_SIZE; i < end; i++) {
+        if (rom)
+            atomic_fetch_or(&slot->page[i], MEM_PAGE_ROM);
+        else
+            atomic_fetch_and(&slot->page[i], (uint8_t)~MEM_PAGE_ROM);
+    }
+    mem_map_changed(mem);
+}
+
+void mem_set_hidden(struct mem *mem, gpa_t gpa, bool hidden)
+{
+    struct mem_slot *slot = mem_slot_any(mem, gpa);
+
+    BUG_ON(!slot || !slot->readonly);
+    if (atomic_exchange(&slot->hidden, hidden) != hidden)
+        mem_map_changed(mem);
+}
+
+void mem_set_a20(struct mem *mem, uint32_t source, bool open)
+{
+    uint32_t old = open ? atomic_fetch_or(&mem->a20, source) : atomic_fetch_and(&mem->a20, ~source);
+    uint32_t now = open ? old | source : old & ~source;
+
+    if (!old != !now)
+        mem_map_changed(mem);
+}
+
+/* Whether a guest's write to any byte would not be stored. */
+static bool slot_range_is_rom(const struct mem_slot *slot, gpa_t gpa, uint64_t len)
+{
+    gpa_t at = gpa > slot->rom_base ? gpa : slot->rom_base;
+    gpa_t end = gpa + len < slot->rom_end ? gpa + len : slot->rom_end;
+
+    for (; at < end; at = (at & PAGE_MASK) + PAGE_SIZE) {
+        if (mem_page_is_rom(slot, at))
+            return true;
+    }
+    return false;
+}
+
 static bool mem_range_ok(const struct mem *mem, gpa_t gpa, size_t len, bool writable)
 {
     while (len) {
         const struct mem_slot *slot = mem_slot_find(mem, gpa);
         uint64_t room;
 
-        if (!slot || (writable && slot->readonly))
+        if (!slot)
             return false;
         room = slot->size - (gpa - slot->gpa);
+        if (writable && slot_range_is_rom(slot, gpa, len < room ? len : room))
+            return false;
         if (len <= room)
             return true;
         gpa += room;
@@ -251,22 +323,19 @@ void *mem_pin(const struct mem *mem, gpa_t gpa, size_t len, bool writable)
     const struct mem_slot *slot = mem_slot_find(mem, gpa);
     uint64_t offset;
 
-    if (!slot || (writable && slot->readonly))
+    if (!slot)
         return NULL;
     offset = gpa - slot->gpa;
-    if (len > slot->size - offset)
+    if (len > slot->size - offset || (writable && slot_range_is_rom(slot, gpa, len)))
         return NULL;
     return slot->host + offset;
 }
 
-void mem_mark_written(struct mem *mem, gpa_t gpa, size_t len)
+static void slot_mark_written(struct mem *mem, const struct mem_slot *slot, gpa_t gpa, uint64_t len)
 {
-    const struct mem_slot *slot = mem_slot_find(mem, gpa);
     uint8_t seen = 0;
     uint64_t first, last;
 
-    if (!slot || len == 0)
-        return;
     /* Partner: the engine sets MEM_PAGE_CODE, then reads the bytes; here they are written first. */
     atomic_thread_fence(memory_order_seq_cst);
     if (len > slot->size - (gpa - slot->gpa))
@@ -282,4 +351,24 @@ void mem_mark_written(struct mem *mem, gpa_t gpa, size_t len)
     }
     if ((seen & MEM_PAGE_CODE) && mem->code_written)
         mem->code_written(mem->code_written_opaque, gpa, len);
+}
+
+void mem_mark_written(struct mem *mem, gpa_t gpa, size_t len)
+{
+    const struct mem_slot *slot = mem_slot_find(mem, gpa);
+
+    if (slot && len)
+        slot_mark_written(mem, slot, gpa, len);
+}
+
+int mem_program(struct mem *mem, gpa_t gpa, const void *buf, size_t len)
+{
+    struct mem_slot *slot = mem_slot_any(mem, gpa);
+
+    if (!slot || len > slot->size - (gpa - slot->gpa))
+        return -EFAULT;
+    memcpy(slot->host + (gpa - slot->gpa), buf, len);
+    if (len)
+        slot_mark_written(mem, slot, gpa, len);
+    return 0;
 }

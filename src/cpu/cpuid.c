@@ -40,11 +40,14 @@
 #define L7B_AVX2       BIT(5)
 #define L7B_SMEP       BIT(7)
 #define L7B_BMI2       BIT(8)
+#define L7B_ERMS       BIT(9)
 #define L7B_INVPCID    BIT(10)
 #define L7B_SMAP       BIT(20)
 #define L7B_AVX512     (BIT(16) | BIT(17) | BIT(21) | BIT(26) | BIT(27) | BIT(28) | BIT(30) | BIT(31))
 #define L7B_AVX512_V4  (BIT(16) | BIT(17) | BIT(28) | BIT(30) | BIT(31))
+#define L7C_UMIP       BIT(2)
 #define L7C_PKU        (BIT(3) | BIT(4))
+#define L7C_RDPID      BIT(22)
 #define L7C_AVX        (BIT(9) | BIT(10))
 #define L7C_AVX512     (BIT(1) | BIT(6) | BIT(11) | BIT(12) | BIT(14))
 #define L7D_AVX512     (BIT(2) | BIT(3) | BIT(8) | BIT(23))
@@ -58,6 +61,7 @@
 #define X1C_AVX        (BIT(11) | BIT(16)) /* XOP FMA4 */
 #define X1D_SYSCALL    BIT(11)
 #define X1D_NX         BIT(20)
+#define X1D_RDTSCP     BIT(27)
 #define X1D_LM         BIT(29)
 /* On AMD bits 9:0, 17:12 and 24:23 repeat leaf 1 EDX (APM vol. 3 E.4.2). */
 #define X1D_REPEATED   0x0183f3ffu
@@ -199,16 +203,18 @@ static void cpuid_host_read(struct cpuid_host *h)
 }
 
 /*
- * What Lodge itself provides whatever the host has: the local APIC with x2APIC and the deadline
- * timer, TSC_ADJUST, a constant TSC, NX; the engine's support mask still decides.
+ * What Lodge itself can provide whatever the host has: the local APIC with x2APIC and the deadline
+ * timer, TSC_ADJUST, a constant TSC, NX, and what an engine that makes its own paging and system
+ * instructions has in them (PCIDs, RDTSCP ...); the engine's support mask still decides.
  */
 static void cpuid_add_provided(struct cpuid_features *f)
 {
-    f->l1c |= L1C_X2APIC | L1C_DEADLINE | L1C_HYPERVISOR;
+    f->l1c |= L1C_PCID | L1C_X2APIC | L1C_DEADLINE | L1C_HYPERVISOR;
     f->l1d |= L1D_APIC | BIT(5) | BIT(7) | BIT(12) | BIT(14) | BIT(16);
-    f->l7b |= L7B_TSC_ADJUST;
+    f->l7b |= L7B_FSGSBASE | L7B_TSC_ADJUST | L7B_SMEP | L7B_ERMS | L7B_INVPCID | L7B_SMAP;
+    f->l7c |= L7C_UMIP | L7C_RDPID;
     f->x7d |= X7D_INVARIANT_TSC;
-    f->x1d |= X1D_NX;
+    f->x1d |= X1D_NX | X1D_RDTSCP;
 }
 
 static void cpuid_mask(struct cpuid_features *f, const struct cpuid_features *m)
@@ -614,7 +620,7 @@ static int cpuid_choose_features(struct cpuid_build *b, const char *name, struct
             return error_set(err, -ENOTSUP, "CPU model '%s' needs %s, which is not to be had here "
                              "(use 'host')", name, missing);
         mask = cpuid_optional;
-        mask.x1d &= ~X1D_REPEATED & (VX_X1D | BIT(26) | BIT(27)); /* and 1 GiB pages, RDTSCP */
+        mask.x1d &= ~X1D_REPEATED & (VX_X1D | BIT(26) | X1D_RDTSCP); /* and 1 GiB pages */
         cpuid_merge(&mask, &cpuid_named[i].need);
         cpuid_mask(&b->has, &mask);
         return 0;

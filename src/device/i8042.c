@@ -15,7 +15,10 @@
 #define I8042_CTR_KBDIS 0x10u
 #define I8042_CTR_AUXDIS 0x20u
 
-#define I8042_OUTPUT_A20 0x03u /* output port: A20 open, not in reset */
+#define I8042_OUTPUT_RESET 0x01u /* output port: low holds the processor in reset */
+#define I8042_OUTPUT_A20   0x02u
+#define I8042_OUTPUT_OBF   0x10u /* follow the buffer, for whoever reads the port */
+#define I8042_OUTPUT_AUX   0x20u
 #define I8042_RESEND     0xfeu
 
 struct i8042 {
@@ -25,7 +28,25 @@ struct i8042 {
     uint8_t status, data;
     uint8_t command;   /* one whose parameter byte is awaited; 0: none */
     uint8_t ram[32];   /* ram[0] is the controller command byte */
+    uint8_t output;    /* I8042_OUTPUT_RESET and _A20 */
 };
+
+static void i8042_set_output(struct i8042 *kbc, uint8_t value)
+{
+    kbc->output = value & (I8042_OUTPUT_RESET | I8042_OUTPUT_A20);
+    mem_set_a20(kbc->machine->mem, MEM_A20_KEYBOARD, kbc->output & I8042_OUTPUT_A20);
+    if (!(value & I8042_OUTPUT_RESET))
+        machine_request(kbc->machine, MACHINE_RESET, 0, "keyboard controller");
+}
+
+static uint8_t i8042_output(const struct i8042 *kbc)
+{
+    uint8_t value = kbc->output;
+
+    if (kbc->status & I8042_STATUS_OBF)
+        value |= kbc->status & I8042_STATUS_AUX ? I8042_OUTPUT_AUX : I8042_OUTPUT_OBF;
+    return value;
+}
 
 static void i8042_update(struct i8042 *kbc)
 {
@@ -64,7 +85,9 @@ static void i8042_command(struct i8042 *kbc, uint8_t command)
     case 0xad: kbc->ram[0] |= I8042_CTR_KBDIS; break;
     case 0xae: kbc->ram[0] &= (uint8_t)~I8042_CTR_KBDIS; break;
     case 0xc0: i8042_put(kbc, 0x80, 0); break; /* input port */
-    case 0xd0: i8042_put(kbc, I8042_OUTPUT_A20, 0); break;
+    case 0xd0: i8042_put(kbc, i8042_output(kbc), 0); break;
+    case 0xdd: /* A20 shut, open: not IBM's, but known to firmware and loaders */
+    case 0xdf: i8042_set_output(kbc, I8042_OUTPUT_RESET | (command & I8042_OUTPUT_A20)); break;
     case 0xf0 ... 0xff: /* pulse output lines; line 0 is the CPU's reset */
         if (!(command & 1))
             machine_request(kbc->machine, MACHINE_RESET, 0, "keyboard controller");
@@ -81,10 +104,7 @@ static void i8042_data(struct i8042 *kbc, uint8_t value)
     kbc->command = 0;
     switch (command) {
     case 0x60 ... 0x7f: kbc->ram[command & 0x1f] = value; break;
-    case 0xd1:
-        if (!(value & 1)) /* the reset line held low */
-            machine_request(kbc->machine, MACHINE_RESET, 0, "keyboard controller");
-        break;
+    case 0xd1: i8042_set_output(kbc, value); break;
     case 0xd2: i8042_put(kbc, value, 0); break;
     case 0xd3: i8042_put(kbc, value, I8042_STATUS_AUX); break;
     case 0xd4: i8042_put(kbc, I8042_RESEND, I8042_STATUS_AUX | I8042_STATUS_TO); break;
@@ -136,7 +156,17 @@ static void i8042_reset(struct device *dev)
     for (unsigned i = 0; i < sizeof(kbc->ram); i++)
         kbc->ram[i] = 0;
     kbc->ram[0] = I8042_STATUS_SYS | I8042_CTR_KBDIS | I8042_CTR_AUXDIS;
+    i8042_set_output(kbc, I8042_OUTPUT_RESET | I8042_OUTPUT_A20);
     i8042_update(kbc);
+}
+
+static int i8042_loaded(struct device *dev)
+{
+    struct i8042 *kbc = container_of(dev, struct i8042, dev);
+
+    i8042_set_output(kbc, kbc->output | I8042_OUTPUT_RESET);
+    i8042_update(kbc);
+    return 0;
 }
 
 static void i8042_destroy(struct device *dev)
@@ -146,15 +176,18 @@ static void i8042_destroy(struct device *dev)
 }
 
 static const struct state_field i8042_fields[] = {
-    STATE_UINT(struct i8042, status), STATE_UINT(struct i8042, data),
+    STATE_UINT(struct i8042, status),  STATE_UINT(struct i8042, data),
     STATE_UINT(struct i8042, command), STATE_BYTES(struct i8042, ram),
-    STATE_FIELDS_END,
+    STATE_UINT(struct i8042, output),  STATE_FIELDS_END,
 };
 
-static const struct state_table i8042_state = {"i8042", 1, i8042_fields};
+static const struct state_table i8042_state = {"i8042", 2, i8042_fields};
 
-static const struct device_ops i8042_device_ops = {
-    .type = "i8042", .reset = i8042_reset, .destroy = i8042_destroy, .state = &i8042_state};
+static const struct device_ops i8042_device_ops = {.type = "i8042",
+                                                   .reset = i8042_reset,
+                                                   .destroy = i8042_destroy,
+                                                   .state = &i8042_state,
+                                                   .loaded = i8042_loaded};
 
 static const struct bus_ops i8042_data_ops = {i8042_read_data, i8042_write_data};
 static const struct bus_ops i8042_command_ops = {i8042_read_status, i8042_write_command};

@@ -1,8 +1,8 @@
 /*
  * 8042 keyboard controller, ports 60h and 64h, with nothing plugged into its two ports: it answers
- * commands and tests, resets the machine (command FEh), keeps A20 open, and tells a driver that
- * talks to a keyboard or mouse at once that none answers. Source: IBM PS/2 Technical Reference,
- * keyboard/auxiliary device controller.
+ * commands and tests, resets the machine (command FEh), gates A20 with its output port, and tells a
+ * driver that talks to a keyboard or mouse at once that none answers. Source: IBM PS/2 Technical
+ * Reference, keyboard/auxiliary device controller.
  */
 #ifndef DEVICE_I8042_H
 #define DEVICE_I8042_H

@@ -47,29 +47,44 @@ static void function_header_init(struct pci_function *fn, const struct pci_ids *
 
 static int host_free_slot(const struct pci_host *host)
 {
-    for (int slot = 0; slot < (int)PCI_SLOTS; slot++) {
-        if (!host->slot[slot])
-            return slot;
+    for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
+        if (!host->function[PCI_DEVFN(slot, 0)])
+            return (int)PCI_DEVFN(slot, 0);
     }
     return -ENOSPC;
 }
 
-int pci_function_add(struct pci_host *host, struct pci_function *fn, int slot,
+/* A slot with more than function 0 says so in each (PCI 3.0, 6.2.1). */
+static void slot_update_header(const struct pci_host *host, unsigned devfn)
+{
+    struct pci_function *const *function = &host->function[devfn & ~7u];
+    bool multi = false;
+
+    for (unsigned i = 1; i < 8; i++)
+        multi |= function[i] != NULL;
+    for (unsigned i = 0; multi && i < 8; i++) {
+        if (function[i])
+            function[i]->config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTI;
+    }
+}
+
+int pci_function_add(struct pci_host *host, struct pci_function *fn, int devfn,
                      const struct pci_ids *ids, const struct device_ops *ops, const char *name)
 {
-    if (slot < 0)
-        slot = host_free_slot(host);
-    if (slot < 0)
-        return slot;
-    if (slot >= (int)PCI_SLOTS || host->slot[slot])
+    if (devfn < 0)
+        devfn = host_free_slot(host);
+    if (devfn < 0)
+        return devfn;
+    if (devfn >= (int)PCI_DEVFNS || host->function[devfn])
         return -EBUSY;
     device_init(&fn->dev, ops, name);
     pthread_mutex_init(&fn->msix.lock, NULL);
     fn->host = host;
-    fn->slot = (uint8_t)slot;
+    fn->devfn = (uint8_t)devfn;
     function_header_init(fn, ids);
     fn->on_bus = true;
-    host->slot[slot] = fn;
+    host->function[devfn] = fn;
+    slot_update_header(host, (unsigned)devfn);
     machine_add_device(host->machine, &fn->dev);
     return 0;
 }
@@ -78,7 +93,7 @@ void pci_function_release(struct pci_function *fn)
 {
     if (!fn->on_bus)
         return;
-    fn->host->slot[fn->slot] = NULL;
+    fn->host->function[fn->devfn] = NULL;
     pthread_mutex_destroy(&fn->msix.lock);
     device_release(&fn->dev);
     fn->on_bus = false;
@@ -98,19 +113,19 @@ uint8_t pci_capability_add(struct pci_function *fn, uint8_t id, const void *body
     return at;
 }
 
-/* Pins A to D of slot s are wired to GSI 16 to 19, rotated by slot; a GSI is up while any holds it. */
+/* A GSI is up while any function holds it. */
 static void intx_drive_locked(struct pci_function *fn)
 {
     struct pci_host *host = fn->host;
     unsigned pin = fn->config[PCI_INTERRUPT_PIN];
-    unsigned wire = (fn->slot + pin - 1) & 3;
-    uint32_t bit = 1u << fn->slot;
+    unsigned wire = pci_intx_wire(fn->devfn, pin);
     bool up = fn->intx_level && !fn->intx_disabled;
     bool was_up = host->asserted[wire] != 0;
 
-    if (!pin)
+    if (!pin || up == fn->intx_driven)
         return;
-    host->asserted[wire] = (host->asserted[wire] & ~bit) | (up ? bit : 0u);
+    fn->intx_driven = up;
+    host->asserted[wire] += up ? 1u : -1u;
     if (was_up != (host->asserted[wire] != 0))
         irq_line_set(&host->machine->gsi[16 + wire], !was_up);
 }

@@ -1,9 +1,10 @@
 /*
  * PCI: configuration space, BARs, MSI and MSI-X, and the host bridge that finds functions.
- * Source: PCI Local Bus 3.0, PCI Express Base 3.0 (ECAM 7.2.2); Intel 3 Series (Q35) MCH data sheet.
+ * Source: PCI Local Bus 3.0, PCI Express Base 3.0 (ECAM 7.2.2); Intel 3 Series (Q35) MCH data
+ * sheet.
  *
- * A function embeds struct pci_function and is put on bus 0. Its BARs are mapped on the machine's bus
- * as the guest programs them. INTx: pins A-D of slot s go to GSI 16 + ((s + pin) & 3).
+ * A function embeds struct pci_function and is put on bus 0. Its BARs are mapped on the machine's
+ * bus as the guest programs them. INTx: see pci_intx_wire().
  */
 #ifndef DEVICE_PCI_H
 #define DEVICE_PCI_H
@@ -13,8 +14,11 @@
 #define PCI_ECAM_BASE   0xb0000000u /* 256 buses of 1 MiB */
 #define PCI_ECAM_SIZE   0x10000000u
 #define PCI_MMIO32_BASE 0xc0000000u /* BARs below 4 GiB: up to PCI_MMIO32_END */
-#define PCI_MMIO32_END  0xfe000000u
+#define PCI_MMIO32_END  0xfec00000u /* the I/O APIC */
 #define PCI_MMIO64_SIZE 0x4000000000ull /* BARs above RAM */
+
+#define PCI_DEVFN(slot, function) ((unsigned)(slot) << 3 | (function))
+#define PCI_DEVFNS                256u /* of bus 0 */
 
 #define PCI_BARS 6u
 #define PCI_MSIX_VECTORS_MAX 64u
@@ -49,7 +53,7 @@ struct pci_msix {
 struct pci_function {
     struct device dev;
     struct pci_host *host;
-    uint8_t slot;
+    uint8_t devfn; /* PCI_DEVFN() */
     uint8_t config[4096];
     uint8_t writable[4096];  /* bits the guest may write */
     uint8_t w1c[4096];       /* bits cleared by writing 1 */
@@ -57,8 +61,9 @@ struct pci_function {
     uint8_t last_cap;
     struct pci_bar bar[PCI_BARS];
     struct pci_msix msix;
-    int intx_level;          /* host's interrupt lock, with the two below */
+    int intx_level; /* host's interrupt lock, with the three below */
     bool intx_disabled;
+    bool intx_driven;
     bool on_bus;             /* device lock is initialised, function is in the host's list */
     /* optional hook; the host's mapping lock held, some function's device lock too: no locks inside
      * but the bus's */
@@ -78,9 +83,28 @@ struct pci_ids {
 nodiscard int pci_host_create(struct machine *machine, struct pci_host **out);
 struct machine *pci_host_machine(struct pci_host *host);
 
-/* Fills in the header of fn (storage of the caller's device) and puts it at 00:slot.0 (slot < 0: first free).
- * The machine owns fn->dev from here on. */
-nodiscard int pci_function_add(struct pci_host *host, struct pci_function *fn, int slot,
+/* The image that is read in 0xc0000-0xfffff where the PAM registers do not show RAM (3 Series MCH
+ * data sheet, 5.1.20): its last `len` bytes, up to PCI_BIOS_WINDOW_MAX, end at 1 MiB, and the rest
+ * reads as ones. Before vCPUs run; without it all of the area is RAM after reset, as a kernel that
+ * is booted directly wants it. */
+#define PCI_BIOS_WINDOW_MAX 0x20000u
+void pci_host_set_bios(struct pci_host *host, const uint8_t *image, size_t len);
+
+/* Where a function's interrupt pin (1: INTA#) goes: 0 to 3, PIRQA# to PIRQD#, which are GSI 16
+ * to 19. */
+static inline unsigned pci_intx_wire(unsigned devfn, unsigned pin)
+{
+    unsigned slot = devfn >> 3;
+
+    /* Pins are rotated by slot; those of the chipset's own functions, from slot 25 on, are not
+     * (ICH9 data sheet 10.1). */
+    return (slot < 25 ? slot + pin - 1 : pin - 1) & 3;
+}
+
+/* Fills in the header of fn (storage of the caller's device) and puts it at PCI_DEVFN `devfn` (< 0:
+ * function 0 of the first free slot). Function 0 is found first, so a slot with others must have
+ * one. The machine owns fn->dev from here on. */
+nodiscard int pci_function_add(struct pci_host *host, struct pci_function *fn, int devfn,
                                const struct pci_ids *ids, const struct device_ops *ops,
                                const char *name);
 
@@ -108,6 +132,9 @@ void pci_config_write(struct pci_function *fn, unsigned offset, unsigned size, u
 bool pci_msix_enabled(const struct pci_function *fn);
 void pci_msix_notify(struct pci_function *fn, unsigned vector);
 void pci_intx_set(struct pci_function *fn, int level);
+
+/* PCI_DEVFN of the device with this name; negative: none. */
+int pci_host_find(const struct pci_host *host, const char *name);
 
 /* Gives every BAR an address and enables decoding, as firmware would: for direct kernel boot. */
 void pci_host_assign(struct pci_host *host);

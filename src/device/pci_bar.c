@@ -83,8 +83,8 @@ static void bar_map_locked(struct pci_function *fn, unsigned bar)
 /* Room has appeared: BARs that could not have their place before may have it now. */
 static void host_retry_locked(struct pci_host *host)
 {
-    for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-        struct pci_function *fn = host->slot[slot];
+    for (unsigned devfn = 0; devfn < PCI_DEVFNS; devfn++) {
+        struct pci_function *fn = host->function[devfn];
 
         for (unsigned i = 0; fn && i < PCI_BARS; i++) {
             if (fn->bar[i].wanted && !fn->bar[i].mapped)

@@ -1,6 +1,7 @@
 /* The Q35 host bridge and the two ways to configuration space (3 Series MCH data sheet, 3.1 and 5.1). */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "device/pci_internal.h"
@@ -10,12 +11,18 @@
 #define CONFIG_ADDRESS_ENABLE 0x80000000u
 #define RESET_CONTROL         1u /* CF9h, from CONFIG_ADDRESS */
 #define RESET_CONTROL_CPU     0x04u
-#define BRIDGE_PCIEXBAR       0x60u
-#define BRIDGE_PAM0           0x90u
+#define BRIDGE_PCIEXBAR       0x60u /* 5.1.16 */
+#define BRIDGE_PCIEXBAR_MASK  0xff0000000ull
+#define BRIDGE_PCIEXBAR_EN    0x01u
+#define BRIDGE_PAM0           0x90u /* 5.1.20 and on: seven registers */
+#define BRIDGE_PAMS           7u
+#define BRIDGE_PAM_ALL        0x33u
+#define BRIDGE_SMRAM          0x9du /* 5.1.29 */
+#define BRIDGE_SMRAM_BASE_SEG 0x02u /* C_BASE_SEG: reads as 010b */
 
 static struct pci_function *host_function(struct pci_host *host, unsigned bus, unsigned devfn)
 {
-    return bus == 0 && (devfn & 7) == 0 ? host->slot[devfn >> 3] : NULL;
+    return bus == 0 ? host->function[devfn & 0xff] : NULL;
 }
 
 /* A read of nothing ends in a master abort: all ones. */
@@ -138,6 +145,68 @@ static void port_write(void *opaque, uint64_t offset, unsigned size, uint64_t va
 
 static const struct bus_ops port_ops = {.read = port_read, .write = port_write};
 
+/* Length 0 is 256 buses, 1 half, 2 a quarter of them; 3 is reserved. */
+static void ecam_decode(const struct pci_function *bridge, uint64_t *base, uint64_t *len)
+{
+    uint64_t value = pci_get(&bridge->config[BRIDGE_PCIEXBAR], 4) |
+                     (uint64_t)pci_get(&bridge->config[BRIDGE_PCIEXBAR + 4], 4) << 32;
+    unsigned length = (unsigned)value >> 1 & 3;
+
+    *len = (value & BRIDGE_PCIEXBAR_EN) && length != 3 ? PCI_ECAM_SIZE >> length : 0;
+    *base = value & BRIDGE_PCIEXBAR_MASK;
+}
+
+static void ecam_update(struct pci_host *host)
+{
+    struct bus_region window = {.ops = &ecam_ops, .opaque = host};
+
+    ecam_decode(&host->bridge, &window.base, &window.len);
+    if (window.base == host->ecam_base && window.len == host->ecam_len)
+        return;
+    if (host->ecam_len)
+        bus_remove(host->machine->bus, BUS_MEMORY, host->ecam_base);
+    host->ecam_base = window.base;
+    host->ecam_len = window.len;
+    if (window.len && bus_add(host->machine->bus, BUS_MEMORY, &window)) {
+        log_guest(
+            "pci-host: the configuration window at 0x%llx overlaps another device; not decoded",
+            (unsigned long long)window.base);
+        host->ecam_len = 0;
+    }
+}
+
+static bool touches(unsigned offset, unsigned size, unsigned first, unsigned len)
+{
+    return offset < first + len && first < offset + size;
+}
+
+static void host_config_written(struct pci_function *fn, unsigned offset, unsigned size)
+{
+    struct pci_host *host = container_of(fn, struct pci_host, bridge);
+
+    if (touches(offset, size, BRIDGE_PCIEXBAR, 8))
+        ecam_update(host);
+    if (touches(offset, size, BRIDGE_PAM0, BRIDGE_PAMS))
+        pci_pam_apply(host, &fn->config[BRIDGE_PAM0]);
+}
+
+/* The data sheet has the window off at power-on. Here it is on, where firmware puts it: so kernels
+ * that are booted directly have it without more ado. */
+static void host_reset_bridge(struct pci_host *host)
+{
+    uint8_t *config = host->bridge.config;
+
+    pci_put(&config[BRIDGE_PCIEXBAR], 4, PCI_ECAM_BASE | BRIDGE_PCIEXBAR_EN);
+    pci_put(&config[BRIDGE_PCIEXBAR + 4], 4, 0);
+    for (unsigned i = 0; i < BRIDGE_PAMS; i++)
+        config[BRIDGE_PAM0 + i] = host->pam.rom ? 0
+                                  : i == 0      ? BRIDGE_PAM_ALL & 0xf0
+                                                : BRIDGE_PAM_ALL;
+    config[BRIDGE_SMRAM] = BRIDGE_SMRAM_BASE_SEG;
+    ecam_update(host);
+    pci_pam_apply(host, &config[BRIDGE_PAM0]);
+}
+
 static void host_reset(struct device *dev)
 {
     struct pci_host *host = container_of(dev, struct pci_host, bridge.dev);
@@ -145,11 +214,27 @@ static void host_reset(struct device *dev)
     host->address = 0;
     host->reset_control = 0;
     pci_function_reset(&host->bridge);
+    host_reset_bridge(host);
 }
 
+/* What PAM shows is in the saved RAM already. */
 static int host_loaded(struct device *dev)
 {
-    return pci_function_loaded(container_of(dev, struct pci_function, dev));
+    struct pci_host *host = container_of(dev, struct pci_host, bridge.dev);
+
+    ecam_update(host);
+    return pci_function_loaded(&host->bridge);
+}
+
+void pci_host_set_bios(struct pci_host *host, const uint8_t *image, size_t len)
+{
+    size_t shown = len < PCI_BIOS_WINDOW_MAX ? len : PCI_BIOS_WINDOW_MAX;
+
+    device_lock(&host->bridge.dev);
+    host->pam.rom = true;
+    memcpy(host->pam.image + PCI_PAM_SIZE - shown, image + len - shown, shown);
+    host_reset_bridge(host);
+    device_unlock(&host->bridge.dev);
 }
 
 /* Functions are destroyed before the host: devices go last to first. */
@@ -167,11 +252,13 @@ static const struct state_field host_fields[] = {
     STATE_STRUCT(struct pci_host, bridge, pci_function_state_fields),
     STATE_UINT(struct pci_host, address),
     STATE_UINT(struct pci_host, reset_control),
+    STATE_BYTES(struct pci_host, pam.attr),
+    STATE_BYTES(struct pci_host, pam.ram),
     STATE_FIELDS_END,
 };
 
 static const struct state_table host_state = {
-    .name = "pci-host", .version = 1, .fields = host_fields};
+    .name = "pci-host", .version = 2, .fields = host_fields};
 
 static const struct device_ops host_device_ops = {
     .type = "pci-host",
@@ -193,11 +280,19 @@ static int host_map(struct pci_host *host)
 {
     const struct bus_region ports = {
         .base = CONFIG_ADDRESS, .len = CONFIG_PORTS, .ops = &port_ops, .opaque = host};
-    const struct bus_region ecam = {
-        .base = PCI_ECAM_BASE, .len = PCI_ECAM_SIZE, .ops = &ecam_ops, .opaque = host};
     int ret = bus_add(host->machine->bus, BUS_PORT, &ports);
 
-    return ret ? ret : bus_add(host->machine->bus, BUS_MEMORY, &ecam);
+    return ret ? ret : pci_pam_init(host);
+}
+
+static void host_make_writable(struct pci_function *bridge)
+{
+    pci_put(&bridge->writable[BRIDGE_PCIEXBAR], 4, (uint32_t)BRIDGE_PCIEXBAR_MASK | 7);
+    pci_put(&bridge->writable[BRIDGE_PCIEXBAR + 4], 4, (uint32_t)(BRIDGE_PCIEXBAR_MASK >> 32));
+    bridge->writable[BRIDGE_PAM0] = BRIDGE_PAM_ALL & 0xf0;
+    for (unsigned i = 1; i < BRIDGE_PAMS; i++)
+        bridge->writable[BRIDGE_PAM0 + i] = BRIDGE_PAM_ALL;
+    bridge->config_written = host_config_written;
 }
 
 int pci_host_create(struct machine *machine, struct pci_host **out)
@@ -213,17 +308,26 @@ int pci_host_create(struct machine *machine, struct pci_host **out)
     ret = pci_function_add(host, &host->bridge, 0, &bridge_ids, &host_device_ops, "pci-host");
     if (ret)
         BUG("slot 0 of a new PCI host is taken");
-    /* The ECAM window does not move; firmware that programs it writes this very value. */
-    pci_put(&host->bridge.config[BRIDGE_PCIEXBAR], 4, PCI_ECAM_BASE | 1);
-    for (unsigned i = 0; i < 7; i++)
-        host->bridge.writable[BRIDGE_PAM0 + i] = 0x33;
+    host_make_writable(&host->bridge);
     *out = host;
-    return host_map(host);
+    ret = host_map(host);
+    if (ret == 0)
+        host_reset_bridge(host);
+    return ret;
 }
 
 struct machine *pci_host_machine(struct pci_host *host)
 {
     return host->machine;
+}
+
+int pci_host_find(const struct pci_host *host, const char *name)
+{
+    for (unsigned devfn = 0; devfn < PCI_DEVFNS; devfn++) {
+        if (host->function[devfn] && strcmp(host->function[devfn]->dev.name, name) == 0)
+            return (int)devfn;
+    }
+    return -ENOENT;
 }
 
 /* Next place for a BAR of `size`, counted from *next. */
@@ -262,8 +366,8 @@ void pci_host_assign(struct pci_host *host)
 {
     uint64_t next_mem = PCI_MMIO32_BASE, next_io = 0xc000;
 
-    for (unsigned slot = 0; slot < PCI_SLOTS; slot++) {
-        struct pci_function *fn = host->slot[slot];
+    for (unsigned devfn = 0; devfn < PCI_DEVFNS; devfn++) {
+        struct pci_function *fn = host->function[devfn];
         unsigned pin;
 
         if (!fn)
@@ -271,8 +375,8 @@ void pci_host_assign(struct pci_host *host)
         assign_bars(fn, &next_mem, &next_io);
         pin = fn->config[PCI_INTERRUPT_PIN];
         if (pin)
-            host_config_write(fn, PCI_INTERRUPT_LINE, 1, 16 + ((slot + pin - 1) & 3));
-        if (slot)
+            host_config_write(fn, PCI_INTERRUPT_LINE, 1, 16 + pci_intx_wire(devfn, pin));
+        if (devfn)
             host_config_write(fn, PCI_COMMAND, 2, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
                                                       PCI_COMMAND_MASTER);
     }

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "block/block.h"
+#include "board/firmware.h"
 #include "cpu/engine.h"
 #include "net/net.h"
 
@@ -33,7 +34,8 @@ struct vm_config {
     unsigned cpus;
     uint64_t memory;                  /* bytes, whole pages */
     uint64_t code_cache;              /* bytes, for engines that translate; 0: as the engine likes */
-    const char *kernel;
+    const char *kernel;               /* NULL: firmware starts the machine */
+    struct firmware_options firmware;
     const char *initrd[VM_INITRDS_MAX];
     unsigned initrd_count;
     const char *append;               /* never NULL */

@@ -28,7 +28,8 @@ def iasl(*args, cwd):
 def test_all_tables_are_there(tables):
     _, folder = tables
     names = {path.name for path in folder.iterdir()}
-    assert names == {"dsdt.dat", "facs.dat", "facp.dat", "apic.dat", "mcfg.dat", "xsdt.dat"}
+    assert names == {"dsdt.dat", "facs.dat", "facp.dat", "apic.dat", "mcfg.dat", "rsdt.dat",
+                     "xsdt.dat"}
 
 
 @pytest.mark.parametrize("name", ["dsdt", "facp", "apic", "mcfg", "facs"])

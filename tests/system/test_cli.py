@@ -23,7 +23,7 @@ def refused(code, *args):
     ([], ["--help"]),
     (["rnu"], ["'rnu'", "run"]),
     (["frobnicate"], ["'frobnicate'"]),
-    (["run"], ["--kernel"]),
+    (["run"], ["--kernel", "--disk"]),
     (["run", "--kernle", "x"], ["--kernle", "did you mean --kernel"]),
     (["run", "--kernel"], ["--kernel", "value"]),
     (["run", "word"], ["word"]),

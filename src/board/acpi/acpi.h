@@ -10,6 +10,8 @@
 #define ACPI_PM_BASE   0x600u /* I/O port of the fixed hardware (chip/acpi_pm.h) */
 #define ACPI_SCI       9u
 #define ACPI_TABLES_MAX 8u
+#define ACPI_POINTERS_MAX 16u
+#define ACPI_RSDP_SIZE    36u
 
 struct acpi_config {
     unsigned cpus;
@@ -26,6 +28,11 @@ struct acpi_tables {
         uint32_t offset, length; /* in image */
     } tables[ACPI_TABLES_MAX];
     unsigned count;
+    struct acpi_pointer { /* the addresses in the image, for who puts it elsewhere; not the RSDP's */
+        uint32_t offset;  /* in image */
+        uint8_t size;
+    } pointers[ACPI_POINTERS_MAX];
+    unsigned pointer_count;
 };
 
 /* -ENOSPC when the area is too small (more vCPUs than it can describe). */

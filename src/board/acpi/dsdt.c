@@ -9,7 +9,7 @@
 #define PCI_PINS         4u
 #define PCI_FIRST_GSI    16u
 
-/* _PRT: pin p of slot s is GSI 16 + ((s + p) & 3), as device/pci.h says (6.2.13). */
+/* _PRT: pins as device/pci.h wires them (6.2.13). */
 static void dsdt_write_routing(struct aml *aml)
 {
     size_t table;
@@ -23,7 +23,7 @@ static void dsdt_write_routing(struct aml *aml)
             aml_integer(aml, (uint64_t)slot << 16 | 0xffff);
             aml_integer(aml, pin);
             aml_integer(aml, 0);
-            aml_integer(aml, PCI_FIRST_GSI + ((slot + pin) & 3));
+            aml_integer(aml, PCI_FIRST_GSI + pci_intx_wire(PCI_DEVFN(slot, 0), pin + 1));
             aml_end(aml, entry);
         }
     }

@@ -77,7 +77,7 @@ struct acpi_fadt { /* 5.2.9, revision 6 */
 
 static_assert(sizeof(struct acpi_fadt) == 276, "FADT of ACPI 6");
 static_assert(sizeof(struct acpi_facs) == 64, "FACS");
-static_assert(sizeof(struct acpi_rsdp) == 36, "RSDP of ACPI 2");
+static_assert(sizeof(struct acpi_rsdp) == ACPI_RSDP_SIZE, "RSDP of ACPI 2");
 
 #define FADT_WBINVD         (1u << 0)
 #define FADT_PROC_C1        (1u << 2)
@@ -147,6 +147,13 @@ static int acpi_table_end(struct acpi_tables *tables, const struct aml *aml, boo
     tables->count++;
     tables->used += (uint32_t)aml->len;
     return 0;
+}
+
+/* An address is at `at`, which is one too. */
+static void acpi_note_pointer(struct acpi_tables *tables, uint32_t at, uint8_t size)
+{
+    BUG_ON(tables->pointer_count == ACPI_POINTERS_MAX);
+    tables->pointers[tables->pointer_count++] = (struct acpi_pointer){at - ACPI_AREA, size};
 }
 
 static struct acpi_address acpi_port(uint32_t port, uint8_t bytes)
@@ -224,6 +231,9 @@ static int acpi_build_fadt(const struct acpi_config *config, struct acpi_tables 
     acpi_fill_pm(&fadt);
     *at = acpi_table_begin(tables, &aml);
     aml_bytes(&aml, &fadt, sizeof(fadt));
+    acpi_note_pointer(tables, *at + offsetof(struct acpi_fadt, firmware_ctrl), 4);
+    acpi_note_pointer(tables, *at + offsetof(struct acpi_fadt, dsdt), 4);
+    acpi_note_pointer(tables, *at + offsetof(struct acpi_fadt, x_dsdt), 8);
     return acpi_table_end(tables, &aml, true);
 }
 
@@ -305,13 +315,31 @@ static int acpi_build_xsdt(struct acpi_tables *tables, const uint64_t *entries, 
     *at = acpi_table_begin(tables, &aml);
     aml_bytes(&aml, &header, sizeof(header));
     aml_bytes(&aml, entries, count * sizeof(*entries));
+    for (size_t i = 0; i < count; i++)
+        acpi_note_pointer(tables, *at + (uint32_t)(sizeof(header) + i * sizeof(*entries)), 8);
+    return acpi_table_end(tables, &aml, true);
+}
+
+/* For those who know ACPI 1.0 alone (boot loaders): the same tables. */
+static int acpi_build_rsdt(struct acpi_tables *tables, const uint64_t *entries, size_t count,
+                           uint32_t *at)
+{
+    struct acpi_header header = acpi_header("RSDT", 1, 0);
+    struct aml aml;
+
+    *at = acpi_table_begin(tables, &aml);
+    aml_bytes(&aml, &header, sizeof(header));
+    for (size_t i = 0; i < count; i++) {
+        aml_bytes(&aml, &entries[i], 4);
+        acpi_note_pointer(tables, *at + (uint32_t)(sizeof(header) + i * 4), 4);
+    }
     return acpi_table_end(tables, &aml, true);
 }
 
 /* At the start of the area, which was kept for it: guests scan for it on 16-byte boundaries. */
-static void acpi_put_rsdp(struct acpi_tables *tables, uint32_t xsdt)
+static void acpi_put_rsdp(struct acpi_tables *tables, uint32_t rsdt, uint32_t xsdt)
 {
-    struct acpi_rsdp rsdp = {.revision = 2, .length = sizeof(rsdp), .xsdt = xsdt};
+    struct acpi_rsdp rsdp = {.revision = 2, .length = sizeof(rsdp), .rsdt = rsdt, .xsdt = xsdt};
 
     memcpy(rsdp.signature, "RSD PTR ", 8);
     memcpy(rsdp.oem_id, ACPI_OEM, 6);
@@ -323,7 +351,7 @@ static void acpi_put_rsdp(struct acpi_tables *tables, uint32_t xsdt)
 
 int acpi_build(const struct acpi_config *config, struct acpi_tables *tables)
 {
-    uint32_t dsdt = 0, facs = 0, fadt = 0, madt = 0, mcfg = 0, xsdt = 0;
+    uint32_t dsdt = 0, facs = 0, fadt = 0, madt = 0, mcfg = 0, rsdt = 0, xsdt = 0;
     int r;
 
     memset(tables, 0, sizeof(*tables));
@@ -341,9 +369,11 @@ int acpi_build(const struct acpi_config *config, struct acpi_tables *tables)
         const uint64_t entries[] = {fadt, madt, mcfg};
 
         r = acpi_build_xsdt(tables, entries, ARRAY_SIZE(entries), &xsdt);
+        if (r == 0)
+            r = acpi_build_rsdt(tables, entries, ARRAY_SIZE(entries), &rsdt);
     }
     if (r == 0)
-        acpi_put_rsdp(tables, xsdt);
+        acpi_put_rsdp(tables, rsdt, xsdt);
     return r;
 }
 

@@ -186,7 +186,7 @@ static void page_close(struct code_page *page, struct mem_slot *slot, gpa_t gpa)
 
 static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_t gpa)
 {
-    struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+    struct mem_slot *slot = mem_slot_any(cache->mem, gpa);
     struct code_page *page = code_page_of(cache, slot, gpa);
     struct soft_block **at = &page->blocks;
 
@@ -200,7 +200,7 @@ static void page_unlink(struct soft_cache *cache, struct soft_block *block, gpa_
 
 static void page_drop(struct soft_cache *cache, gpa_t gpa)
 {
-    struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+    struct mem_slot *slot = mem_slot_any(cache->mem, gpa);
     struct code_page *page = code_page_of(cache, slot, gpa);
 
     if (!page->blocks)
@@ -348,7 +348,7 @@ void soft_code_written(void *opaque, gpa_t gpa, uint64_t len)
     struct soft_cache *cache = opaque;
 
     while (len > 0) {
-        struct mem_slot *slot = mem_slot_find(cache->mem, gpa);
+        struct mem_slot *slot = mem_slot_any(cache->mem, gpa);
         uint64_t part = PAGE_SIZE - (gpa & ~PAGE_MASK);
 
         if (part > len)
@@ -481,13 +481,15 @@ static void cache_recycle_code(struct soft_vcpu *cpu)
 bool soft_cache_edge_due(const struct soft_vcpu *cpu)
 {
     return atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) !=
-           atomic_load(&cpu->cache->epoch);
+               atomic_load(&cpu->cache->epoch) ||
+           soft_map_stale(cpu);
 }
 
 void soft_cache_edge(struct soft_vcpu *cpu)
 {
     uint64_t epoch = atomic_load(&cpu->cache->epoch), dropped = atomic_load(&cpu->cache->dropped);
 
+    soft_map_follow(cpu);
     if (atomic_load_explicit(&cpu->cache_epoch, memory_order_relaxed) == epoch)
         return;
     if (cpu->cache_dropped != dropped)
@@ -504,12 +506,28 @@ void soft_jump_flush(struct soft_vcpu *cpu)
     soft_context_select(cpu);
 }
 
+static gva_t *jumped_of(struct soft_mmu *mmu, gva_t gva)
+{
+    return &mmu->jumped[gva >> 63][soft_mmu_hash(gva & PAGE_MASK, PAGE_SHIFT) & (SOFT_JUMPED - 1)];
+}
+
+static void jumped_note(struct soft_mmu *mmu, gva_t gva)
+{
+    gva_t *jumped = jumped_of(mmu, gva), page = (gva & PAGE_MASK) | SOFT_JUMPED_PAGE;
+
+    *jumped = *jumped == 0 || *jumped == page ? page : SOFT_JUMPED_MANY;
+}
+
+/* Dropping looks at all jumps there are: not for a page that none leads to, as pages of data are. */
 void soft_jump_flush_page(struct soft_vcpu *cpu, gva_t gva)
 {
-    unsigned hash = soft_mmu_hash(gva, PAGE_SHIFT);
+    gva_t *jumped = jumped_of(cpu->mmu, gva);
 
-    if (cpu->mmu->jumped[hash / 64] >> (hash % 64) & 1)
-        soft_context_drop_jumps(cpu->mmu, gva & PAGE_MASK);
+    if (*jumped != SOFT_JUMPED_MANY && *jumped != ((gva & PAGE_MASK) | SOFT_JUMPED_PAGE))
+        return;
+    soft_context_drop_jumps(cpu->mmu, gva & PAGE_MASK);
+    if (*jumped != SOFT_JUMPED_MANY)
+        *jumped = 0;
 }
 
 /* Makes the page safe to read code from: see the header. False: not memory. */
@@ -771,10 +789,9 @@ static void jump_fill(struct soft_vcpu *cpu, gva_t linear, struct soft_block *bl
 {
     uint32_t place = (uint32_t)((uint64_t)((const uint8_t *)block - cpu->block_base) / 8);
     struct soft_jump entry = {linear, jump_code(cpu, block), place | (global ? SOFT_JUMP_GLOBAL : 0)};
-    unsigned hash = soft_mmu_hash(linear, PAGE_SHIFT);
 
     soft_context_put_jump(cpu->context, entry);
-    cpu->mmu->jumped[hash / 64] |= 1ull << (hash % 64);
+    jumped_note(cpu->mmu, linear);
 }
 
 struct soft_block *soft_block_find(struct soft_vcpu *cpu, gva_t linear)

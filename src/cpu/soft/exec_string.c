@@ -11,6 +11,7 @@
 #include "cpu/soft/exec_integer.h"
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/system.h"
+#include "cpu/soft/vm.h"
 
 /* ---- addresses and counters ---- */
 
@@ -455,6 +456,7 @@ static void port_write(struct soft_vcpu *cpu, uint16_t port, unsigned size, uint
 {
     soft_fpu_park(cpu);
     bus_write(cpu->base.vm->machine->bus, BUS_PORT, port, size, value & size_mask(size));
+    soft_map_follow(cpu);
 }
 
 /* The write is proved possible before the device is asked: a read may have effects. */

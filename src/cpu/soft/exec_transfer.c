@@ -4,12 +4,6 @@
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/system.h"
 
-/* Fixed contents of the segments that SYSCALL and friends load: present, accessed, 4 GiB. */
-#define FLAT_CODE64 0xa09bu
-#define FLAT_CODE32 0xc09bu
-#define FLAT_DATA   0xc093u
-#define FLAT_USER   0x60u /* DPL 3 */
-
 static void transfer_interrupt(struct soft_vcpu *cpu, unsigned vector, enum soft_event_type type)
 {
     const struct soft_event event = {.vector = (uint8_t)vector, .type = (uint8_t)type};
@@ -92,7 +86,7 @@ static void transfer_flat(struct soft_vcpu *cpu, unsigned cs, uint32_t cs_attr, 
     cpu->s.seg[SEG_CS] = (struct cpu_segment){
         .limit = 0xffffffff, .selector = (uint16_t)cs, .attr = cs_attr | dpl_bits};
     cpu->s.seg[SEG_SS] = (struct cpu_segment){
-        .limit = 0xffffffff, .selector = (uint16_t)ss, .attr = FLAT_DATA | dpl_bits};
+        .limit = 0xffffffff, .selector = (uint16_t)ss, .attr = SOFT_FLAT_DATA | dpl_bits};
 }
 
 /* APM vol. 3 SYSCALL, legacy mode: EIP from STAR, no mask. */
@@ -103,7 +97,7 @@ static void transfer_syscall_legacy(struct soft_vcpu *cpu)
     cpu->s.gpr[GPR_RCX] = (uint32_t)cpu->next_rip;
     cpu->next_rip = (uint32_t)cpu->s.msr.star;
     cpu->s.rflags &= ~(uint64_t)(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF);
-    transfer_flat(cpu, cs, FLAT_CODE32, cs + 8, 0);
+    transfer_flat(cpu, cs, SOFT_FLAT_CODE32, cs + 8, 0);
     soft_mode_update(cpu);
 }
 
@@ -127,12 +121,10 @@ void exec_syscall(struct soft_vcpu *cpu, const struct insn *in)
     cpu->s.gpr[GPR_R11] = cpu->s.rflags & ~(uint64_t)RFLAGS_RF;
     cpu->next_rip = wide ? cpu->s.msr.lstar : cpu->s.msr.cstar;
     cpu->s.rflags = (cpu->s.rflags & ~(cpu->s.msr.sfmask | RFLAGS_RF)) | RFLAGS_ONE;
-    transfer_flat(cpu, cs, FLAT_CODE64, (uint16_t)(cs + 8), 0);
+    transfer_flat(cpu, cs, SOFT_FLAT_CODE64, (uint16_t)(cs + 8), 0);
     cpu->single_step = cpu->s.rflags & RFLAGS_TF; /* the new TF decides */
     soft_mode_update(cpu);
 }
-
-#define SYSRET_FLAGS 0x3c7fd7ull /* SDM vol. 2B SYSRET: not RF, VM, reserved */
 
 static void transfer_sysret_legacy(struct soft_vcpu *cpu)
 {
@@ -140,7 +132,7 @@ static void transfer_sysret_legacy(struct soft_vcpu *cpu)
 
     cpu->next_rip = (uint32_t)cpu->s.gpr[GPR_RCX];
     cpu->s.rflags |= RFLAGS_IF;
-    transfer_flat(cpu, base | 3, FLAT_CODE32, (base + 8) | 3, FLAT_USER);
+    transfer_flat(cpu, base | 3, SOFT_FLAT_CODE32, (base + 8) | 3, SOFT_FLAT_USER);
     soft_mode_update(cpu);
 }
 
@@ -162,11 +154,11 @@ void exec_sysret(struct soft_vcpu *cpu, const struct insn *in)
     if (wide && unlikely(!soft_canonical(rip)) && !soft_is_amd(cpu))
         soft_raise_gp(cpu, 0);
     cpu->next_rip = wide ? rip : (uint32_t)rip;
-    cpu->s.rflags = (cpu->s.gpr[GPR_R11] & SYSRET_FLAGS) | RFLAGS_ONE;
+    cpu->s.rflags = (cpu->s.gpr[GPR_R11] & SOFT_SYSRET_FLAGS) | RFLAGS_ONE;
     if (wide)
-        transfer_flat(cpu, (base + 16) | 3, FLAT_CODE64, (base + 8) | 3, FLAT_USER);
+        transfer_flat(cpu, (base + 16) | 3, SOFT_FLAT_CODE64, (base + 8) | 3, SOFT_FLAT_USER);
     else
-        transfer_flat(cpu, base | 3, FLAT_CODE32, (base + 8) | 3, FLAT_USER);
+        transfer_flat(cpu, base | 3, SOFT_FLAT_CODE32, (base + 8) | 3, SOFT_FLAT_USER);
     soft_mode_update(cpu);
 }
 
@@ -183,7 +175,7 @@ void exec_sysenter(struct soft_vcpu *cpu, const struct insn *in)
     cpu->s.rflags &= ~(uint64_t)(RFLAGS_VM | RFLAGS_IF | RFLAGS_RF);
     cpu->s.gpr[GPR_RSP] = wide ? cpu->s.msr.sysenter_esp : (uint32_t)cpu->s.msr.sysenter_esp;
     cpu->next_rip = wide ? cpu->s.msr.sysenter_eip : (uint32_t)cpu->s.msr.sysenter_eip;
-    transfer_flat(cpu, cs, wide ? FLAT_CODE64 : FLAT_CODE32, cs + 8, 0);
+    transfer_flat(cpu, cs, wide ? SOFT_FLAT_CODE64 : SOFT_FLAT_CODE32, cs + 8, 0);
     soft_mode_update(cpu);
 }
 
@@ -202,6 +194,6 @@ void exec_sysexit(struct soft_vcpu *cpu, const struct insn *in)
     cpu->next_rip = wide ? rip : (uint32_t)rip;
     cpu->s.gpr[GPR_RSP] = wide ? rsp : (uint32_t)rsp;
     cs += wide ? 32 : 16;
-    transfer_flat(cpu, cs | 3, wide ? FLAT_CODE64 : FLAT_CODE32, (cs + 8) | 3, FLAT_USER);
+    transfer_flat(cpu, cs | 3, wide ? SOFT_FLAT_CODE64 : SOFT_FLAT_CODE32, (cs + 8) | 3, SOFT_FLAT_USER);
     soft_mode_update(cpu);
 }

@@ -76,6 +76,39 @@ bool soft_lockstep_failed(const struct soft_vcpu *cpu)
 
 /* ---- what is compared ---- */
 
+static bool special_register(ZydisRegister reg)
+{
+    ZydisRegisterClass class = ZydisRegisterGetClass(reg);
+
+    return class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL ||
+           class == ZYDIS_REGCLASS_DEBUG;
+}
+
+/* Privileged or special, but all they change is put back: what is translated of them is to be compared. */
+static bool only_state(const ZydisDecodedInstruction *z, const ZydisDecodedOperand *operand)
+{
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_CLAC:
+    case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_RDPID:
+    case ZYDIS_MNEMONIC_STAC:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        return true;
+    case ZYDIS_MNEMONIC_MOV: /* from, not to, a control or segment register; CR8 is the APIC's */
+        return operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+               special_register(operand[1].reg.value) && operand[1].reg.value != ZYDIS_REGISTER_CR8 &&
+               ZydisRegisterGetClass(operand[1].reg.value) != ZYDIS_REGCLASS_DEBUG;
+    default:
+        return false;
+    }
+}
+
 static bool reaches_outside(const ZydisDecodedInstruction *z)
 {
     if (z->attributes & ZYDIS_ATTRIB_IS_PRIVILEGED ||
@@ -165,27 +198,21 @@ static bool integer_register(ZydisRegister reg)
     }
 }
 
-static bool special_register(ZydisRegister reg)
-{
-    ZydisRegisterClass class = ZydisRegisterGetClass(reg);
-
-    return class == ZYDIS_REGCLASS_SEGMENT || class == ZYDIS_REGCLASS_CONTROL ||
-           class == ZYDIS_REGCLASS_DEBUG;
-}
-
 void soft_lockstep_mark(struct insn *in, const ZydisDecodedInstruction *z,
                         const ZydisDecodedOperand *operand)
 {
-    if (reaches_outside(z))
+    bool alone = !only_state(z, operand);
+
+    if (alone && reaches_outside(z))
         in->flags |= INSN_ALONE;
     if (!integer_category(z->meta.category))
         in->flags |= INSN_EXTENDED;
     for (unsigned i = 0; i < z->operand_count; i++) {
         if (operand[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
-        if (special_register(operand[i].reg.value))
+        if (alone && special_register(operand[i].reg.value))
             in->flags |= INSN_ALONE;
-        else if (!integer_register(operand[i].reg.value))
+        else if (!special_register(operand[i].reg.value) && !integer_register(operand[i].reg.value))
             in->flags |= INSN_EXTENDED;
     }
 }
@@ -308,6 +335,7 @@ static void put_back(struct soft_vcpu *cpu)
     undo_stores(ls);
     soft_copy(&cpu->s, &ls->start.s, LOCKSTEP_STATE);
     cpu->x87 = ls->start.x87;
+    soft_mode_update(cpu);
     cpu->end_block = false;
     if (!ls->extended)
         return;

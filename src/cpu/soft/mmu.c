@@ -5,11 +5,12 @@
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/lockstep.h"
 #include "cpu/soft/system.h"
+#include "cpu/soft/vm.h"
 
 /* One piece of an access, inside one page. */
 struct place {
     gpa_t gpa;
-    uint8_t *host;         /* NULL: not memory */
+    uint8_t *host;         /* NULL: not memory, or ROM that is written to: the bus's */
     struct mem_slot *slot; /* of host */
     bool direct;           /* for writes: may be written through host */
 };
@@ -99,11 +100,9 @@ static void find_place(struct soft_vcpu *cpu, unsigned index, unsigned seg, gva_
     out->direct = false;
     out->slot = mem_slot_find(cpu->base.vm->machine->mem, walk.gpa);
     out->host = NULL;
-    if (!out->slot)
+    if (!out->slot || (access == SOFT_WRITE && mem_page_is_rom(out->slot, walk.gpa)))
         return;
     out->host = out->slot->host + (walk.gpa - out->slot->gpa);
-    if (access == SOFT_WRITE && out->slot->readonly)
-        return;
     out->direct = soft_tlb_fill(cpu, index, gva, access, &walk, out->slot);
 }
 
@@ -142,6 +141,7 @@ static void io_write(struct soft_vcpu *cpu, gpa_t gpa, unsigned size, uint64_t v
         return;
     }
     bus_write(cpu->base.vm->machine->bus, BUS_MEMORY, gpa, size, value);
+    soft_map_follow(cpu);
 }
 
 /* The largest naturally aligned power of two that begins at gpa and fits. */
@@ -173,8 +173,6 @@ static void place_write(struct soft_vcpu *cpu, const struct place *p, const uint
                         unsigned len)
 {
     if (p->host) {
-        if (p->slot->readonly)
-            return;
         if (unlikely(cpu->lockstep != NULL))
             soft_lockstep_store(cpu, p->host, len, p->direct);
         if (!p->direct)
@@ -269,15 +267,32 @@ void soft_store_slow(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned si
     access_bytes(cpu, current_index(cpu), seg, gva, (uint8_t *)&value, size, SOFT_WRITE);
 }
 
-/* Calls for at most one page crossing at a time; `len` may be long. */
+/* Where `len` bytes are that a context's TLB knows for the access; NULL: it does not, or they cross a page. */
+static uint8_t *known_place(struct soft_context *context, gva_t gva, unsigned len,
+                            enum soft_access access)
+{
+    const struct soft_tlb_entry *e = soft_tlb_slot(context, gva);
+
+    if (soft_tlb_tag(gva, len) != (access == SOFT_WRITE ? e->write : e->read))
+        return NULL;
+    return (uint8_t *)(gva + e->addend);
+}
+
+/* Page by page; `len` may be long. */
 void soft_load_bytes(struct soft_vcpu *cpu, unsigned seg, gva_t gva, void *buf, unsigned len)
 {
     uint8_t *at = buf;
 
     while (len > 0) {
-        unsigned part = len > PAGE_SIZE ? PAGE_SIZE : len;
+        unsigned part = PAGE_SIZE - (unsigned)(gva & ~PAGE_MASK);
+        const uint8_t *host;
 
-        access_bytes(cpu, current_index(cpu), seg, gva, at, part, SOFT_READ);
+        part = part < len ? part : len;
+        host = known_place(cpu->context, gva, part, SOFT_READ);
+        if (likely(host))
+            soft_copy(at, host, part);
+        else
+            access_bytes(cpu, current_index(cpu), seg, gva, at, part, SOFT_READ);
         gva += part;
         at += part;
         len -= part;
@@ -287,9 +302,14 @@ void soft_load_bytes(struct soft_vcpu *cpu, unsigned seg, gva_t gva, void *buf, 
 void soft_store_bytes(struct soft_vcpu *cpu, unsigned seg, gva_t gva, const void *buf,
                       unsigned len)
 {
-    uint8_t bytes[256];
+    uint8_t *host = len <= PAGE_SIZE ? known_place(cpu->context, gva, len, SOFT_WRITE) : NULL;
     const uint8_t *at = buf;
+    uint8_t bytes[256];
 
+    if (likely(host)) {
+        soft_copy(host, buf, len);
+        return;
+    }
     if (len > sizeof(bytes))
         soft_probe_write(cpu, seg, gva, len);
     while (len > 0) {
@@ -312,7 +332,8 @@ static void probe_index(struct soft_vcpu *cpu, unsigned index, unsigned seg, gva
     if (len == 0)
         return;
     do {
-        find_place(cpu, index, seg, gva, SOFT_WRITE, &p);
+        if (index != cpu->mmu_index || !known_place(cpu->context, gva, 1, SOFT_WRITE))
+            find_place(cpu, index, seg, gva, SOFT_WRITE, &p);
         gva = (gva & PAGE_MASK) + PAGE_SIZE;
     } while (gva < end);
 }
@@ -333,7 +354,7 @@ void *soft_pointer(struct soft_vcpu *cpu, unsigned seg, gva_t gva, unsigned len,
     if (likely(soft_tlb_tag(gva, 1) == (access == SOFT_WRITE ? e->write : e->read)))
         return (void *)(gva + e->addend);
     find_place(cpu, current_index(cpu), seg, gva, access, &p);
-    if (!p.host || (access == SOFT_WRITE && p.slot->readonly))
+    if (!p.host)
         return NULL;
     soft_debug_note(cpu, gva, len, access == SOFT_WRITE);
     if (access == SOFT_WRITE && unlikely(cpu->lockstep != NULL))
@@ -355,6 +376,12 @@ uint64_t soft_system_load(struct soft_vcpu *cpu, gva_t gva, unsigned size)
 
 void soft_system_store(struct soft_vcpu *cpu, gva_t gva, unsigned size, uint64_t value)
 {
+    uint8_t *host = known_place(&cpu->mmu->context[SOFT_MMU_KERNEL], gva, size, SOFT_WRITE);
+
+    if (size == 8 && likely(host)) {
+        *(uint64_t *)host = value;
+        return;
+    }
     access_bytes(cpu, SOFT_MMU_KERNEL, SEG_DS, gva, (uint8_t *)&value, size, SOFT_WRITE);
 }
 

@@ -60,6 +60,10 @@ struct soft_write_note {
     bool more;     /* there are others, or may be */
 };
 
+#define SOFT_JUMPED      4096u
+#define SOFT_JUMPED_PAGE 1ull /* with a page's address */
+#define SOFT_JUMPED_MANY 2ull
+
 struct soft_mmu {
     struct soft_context context[SOFT_CONTEXTS]; /* by soft_mmu_index; untouched until used */
     struct soft_exec_entry exec[2][SOFT_EXEC_SIZE]; /* [CPL 3] */
@@ -73,7 +77,8 @@ struct soft_mmu {
     uint16_t pcid_asid[4096]; /* 0: none yet */
     uint64_t large[4][64];    /* hashed sets of the 2 MiB and 1 GiB regions whose large page was
                                  used; those of the upper half of the address space apart */
-    uint64_t jumped[64];      /* hashed set of the pages that cached jumps lead to (block.c) */
+    gva_t jumped[2][SOFT_JUMPED]; /* pages that cached jumps lead to, by half of the address space and
+                                     hash: a page, 0 none, or SOFT_JUMPED_MANY (block.c) */
     struct soft_write_note note[SOFT_WRITE_NOTES]; /* by host page; one that was displaced is searched for */
     uint64_t phys_mask;       /* physical address bits that exist */
 };

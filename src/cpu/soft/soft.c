@@ -92,6 +92,7 @@ static void soft_cpuid_support(struct cpuid_support *support)
     /* Ours whatever the host has: paging and system features the engine makes by itself. */
     const uint32_t own1_ecx = 1u << 13 | 1u << 17 | 1u << 21 | 1u << 22 | 1u << 24 | 1u << 31;
     const uint32_t own7_ebx = 1u << 0 | 1u << 1 | 1u << 7 | 1u << 9 | 1u << 10 | 1u << 20;
+    const uint32_t own7_ecx = 1u << 2 | 1u << 22; /* UMIP, RDPID */
     uint32_t r[4];
 
     *support = soft_offers;
@@ -99,7 +100,7 @@ static void soft_cpuid_support(struct cpuid_support *support)
     support->leaf1_ecx &= r[2] | own1_ecx;
     host_cpuid(7, 0, r);
     support->leaf7_ebx &= r[1] | own7_ebx;
-    support->leaf7_ecx &= r[2] | 1u << 2;
+    support->leaf7_ecx &= r[2] | own7_ecx;
     support->leaf7_edx &= r[3];
     host_cpuid(7, 1, r);
     support->leaf7_1_eax &= r[0];
@@ -107,7 +108,7 @@ static void soft_cpuid_support(struct cpuid_support *support)
     support->leafd_1_eax &= r[0];
     host_cpuid(0x80000001, 0, r);
     support->ext1_ecx &= r[2];
-    support->ext1_edx &= r[3] | 1u << 11 | 1u << 20 | 1u << 26 | 1u << 29;
+    support->ext1_edx &= r[3] | 1u << 11 | 1u << 20 | 1u << 26 | 1u << 27 | 1u << 29;
     support->xcr0 &= soft_fpu_host_xcr0();
 }
 
@@ -174,6 +175,8 @@ static int soft_vm_create(struct machine *machine, const struct cpu_model *model
     vm->host_tsc_khz = clock_host_tsc_khz();
     machine->mem->code_written_opaque = vm->cache;
     machine->mem->code_written = soft_code_written;
+    machine->mem->map_changed_opaque = vm;
+    machine->mem->map_changed = soft_map_changed;
     *out = &vm->base;
     return 0;
 }
@@ -183,6 +186,7 @@ static void soft_vm_destroy(struct vm *base)
     struct soft_vm *vm = container_of(base, struct soft_vm, base);
 
     base->machine->mem->code_written = NULL;
+    base->machine->mem->map_changed = NULL;
     soft_vm_release(vm);
 }
 

@@ -59,6 +59,28 @@ static void sync_revoke_own(struct soft_vcpu *cpu)
     atomic_store(&cpu->revoke_done, asked);
 }
 
+void soft_map_changed(void *opaque)
+{
+    struct soft_vm *vm = opaque;
+
+    atomic_fetch_add(&vm->map_generation, 1);
+    for (unsigned i = 0; i < SOFT_VCPUS_MAX; i++) {
+        struct soft_vcpu *cpu = atomic_load(&vm->vcpu[i]);
+
+        if (cpu)
+            atomic_fetch_or(&cpu->attention, SOFT_ATTN_FLUSH);
+    }
+}
+
+void soft_map_follow(struct soft_vcpu *cpu)
+{
+    if (likely(!soft_map_stale(cpu)))
+        return;
+    cpu->map_generation = atomic_load(&cpu->soft_vm->map_generation);
+    soft_tlb_flush(cpu);
+    cpu->end_block = true;
+}
+
 static void sync_wait_exclusive(struct soft_vcpu *cpu)
 {
     _Atomic uint32_t *exclusive = &cpu->soft_vm->exclusive;

@@ -34,6 +34,14 @@ int soft_msr_write(struct soft_vcpu *cpu, uint32_t msr, uint64_t value);
  * end_block when IF, TF, AC or VM changed. control.c */
 void soft_rflags_write(struct soft_vcpu *cpu, uint64_t value, uint64_t mask);
 
+/* Fixed contents of the segments that SYSCALL and friends load: present, accessed, 4 GiB. */
+#define SOFT_FLAT_CODE64 0xa09bu
+#define SOFT_FLAT_CODE32 0xc09bu
+#define SOFT_FLAT_DATA   0xc093u
+#define SOFT_FLAT_USER   0x60u /* DPL 3 */
+
+#define SOFT_SYSRET_FLAGS 0x3c7fd7u /* SDM vol. 2B SYSRET: not RF, VM, reserved */
+
 /* #GP(0) unless the I/O permission (IOPL or the TSS bitmap) allows `size` ports from port. control.c */
 void soft_io_check(struct soft_vcpu *cpu, uint16_t port, unsigned size);
 

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "cpu/soft/block.h"
+#include "cpu/soft/descriptor.h"
 #include "cpu/soft/lockstep.h"
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/system.h"
@@ -252,6 +253,8 @@ static void exec_fill(struct soft_vcpu *cpu, struct soft_exec_entry *x, gva_t gv
     struct soft_walk walk = {0};
     struct mem_slot *slot;
 
+    if (unlikely(!soft_canonical(gva))) /* SYSRET on AMD's processors; or the end of the lower half was passed */
+        soft_raise_gp(cpu, 0);
     if (!soft_walk(cpu, gva, cpu->cpl == 3 ? SOFT_MMU_USER : SOFT_MMU_KERNEL, SOFT_FETCH, &walk))
         soft_raise_page_fault(cpu, gva, walk.error);
     cpu->stat_tlb_misses++;

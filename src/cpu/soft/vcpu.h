@@ -177,6 +177,8 @@ struct soft_vcpu {
     struct soft_again *again;   /* owned: SOFT_AGAIN of them, by key */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
     uint64_t cache_dropped;     /* the cache's count of drops then */
+    uint32_t map_generation; /* of the VM, when this vCPU's translations were last dropped for it
+                                 (sync.c) */
 
     /* sync.c */
     _Atomic uint32_t where;     /* enum soft_where */

@@ -17,6 +17,8 @@ struct soft_vm {
     struct soft_jit *jit;                        /* owned; NULL: everything is interpreted */
     struct soft_vcpu *_Atomic vcpu[SOFT_VCPUS_MAX]; /* borrowed; by index */
     struct soft_tuning tuning;
+    _Atomic uint32_t
+        map_generation; /* counts changes of what the guest's addresses are (core/memory.h) */
     _Atomic uint32_t exclusive;                  /* index + 1 of the vCPU that runs alone, or 0 */
     uint32_t host_tsc_khz;
     _Atomic int64_t tsc_offset;                  /* the vCPUs' common one (soft_tsc_set) */
@@ -45,6 +47,20 @@ void soft_sync_until_zero(struct soft_vcpu *cpu, const _Atomic uint16_t *count);
 
 /* Waits until every vCPU's cache_epoch is at least `epoch` or it is outside. At a block edge of cpu. */
 void soft_sync_epoch(struct soft_vcpu *cpu, uint64_t epoch);
+
+/* The guest's addresses are something else now: every vCPU drops its translations at its next block
+ * edge. For mem->map_changed; `vm` is the struct soft_vm. Any thread. */
+void soft_map_changed(void *vm);
+
+static inline bool soft_map_stale(const struct soft_vcpu *cpu)
+{
+    return cpu->map_generation !=
+           atomic_load_explicit(&cpu->soft_vm->map_generation, memory_order_acquire);
+}
+
+/* Drops this vCPU's translations if that is due, and ends the block. After each write to a device.
+ */
+void soft_map_follow(struct soft_vcpu *cpu);
 
 /* A short lock: spins, then yields. */
 void soft_spin_lock(_Atomic uint32_t *lock);

@@ -15,11 +15,17 @@ struct walk {
 
 enum walk_status { WALK_OK, WALK_FAULT, WALK_RETRY };
 
-static void *walk_entry_host(struct walk *w, gpa_t gpa, unsigned size)
+static uint64_t walk_a20(const struct soft_vcpu *cpu)
+{
+    return mem_a20_mask(cpu->base.vm->machine->mem);
+}
+
+/* Tables in ROM can be read, but not marked. */
+static void *walk_entry_host(struct walk *w, gpa_t gpa, unsigned size, bool mark)
 {
     struct mem_slot *slot = mem_slot_find(w->cpu->base.vm->machine->mem, gpa);
 
-    if (!slot || slot->readonly || gpa - slot->gpa + size > slot->size)
+    if (!slot || gpa - slot->gpa + size > slot->size || (mark && mem_page_is_rom(slot, gpa)))
         return NULL;
     return slot->host + (gpa - slot->gpa);
 }
@@ -36,7 +42,7 @@ static void walk_mark_dirty(struct walk *w, gpa_t gpa)
 /* Reads an entry of 4 or 8 bytes. Outside memory everything reads as ones, which is reserved. */
 static uint64_t walk_read(struct walk *w, gpa_t gpa, unsigned size)
 {
-    void *host = walk_entry_host(w, gpa, size);
+    void *host = walk_entry_host(w, gpa & walk_a20(w->cpu), size, false);
 
     if (!host)
         return UINT64_MAX;
@@ -49,7 +55,7 @@ static uint64_t walk_read(struct walk *w, gpa_t gpa, unsigned size)
 static enum walk_status walk_set(struct walk *w, gpa_t gpa, unsigned size, uint64_t entry,
                                  uint64_t bits)
 {
-    void *host = walk_entry_host(w, gpa, size);
+    void *host = walk_entry_host(w, gpa & walk_a20(w->cpu), size, true);
     uint32_t old32 = (uint32_t)entry;
     bool done;
 
@@ -62,7 +68,7 @@ static enum walk_status walk_set(struct walk *w, gpa_t gpa, unsigned size, uint6
         done = atomic_compare_exchange_strong((_Atomic uint64_t *)host, &entry, entry | bits);
     if (!done)
         return WALK_RETRY;
-    walk_mark_dirty(w, gpa);
+    walk_mark_dirty(w, gpa & walk_a20(w->cpu));
     return WALK_OK;
 }
 
@@ -219,7 +225,7 @@ bool soft_walk(struct soft_vcpu *cpu, gva_t gva, unsigned index, enum soft_acces
     struct walk w;
 
     if (!(s->cr0 & CR0_PG)) {
-        *out = (struct soft_walk){.gpa = gva, .shift = 22};
+        *out = (struct soft_walk){.gpa = gva & walk_a20(cpu), .shift = 22};
         return true;
     }
     do {
@@ -236,6 +242,7 @@ bool soft_walk(struct soft_vcpu *cpu, gva_t gva, unsigned index, enum soft_acces
             status = walk_long(&w, s->efer & EFER_LMA ? 4 : 3, out);
         }
     } while (status == WALK_RETRY);
+    out->gpa &= walk_a20(cpu);
     if (status == WALK_OK)
         return true;
     out->error = walk_error_code(&w);

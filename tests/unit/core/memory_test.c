@@ -110,6 +110,78 @@ static void test_page_flags(void **state)
     mem_destroy(mem);
 }
 
+static void count_change(void *opaque)
+{
+    ++*(unsigned *)opaque;
+}
+
+static void test_pages_become_rom(void **state)
+{
+    struct mem *mem = make_memory();
+    unsigned changes = 0;
+
+    (void)state;
+    mem_set_rom(mem, 0x4000, 0x4000, false); /* all that ever will be */
+    mem->map_changed = count_change;
+    mem->map_changed_opaque = &changes;
+    mem_set_rom(mem, 0x5000, 0x1000, true);
+    assert_int_equal(changes, 1);
+    assert_int_equal(mem_write(mem, 0x4ffe, "1234", 4), -EFAULT);
+    assert_int_equal(mem_read16(mem, 0x4ffe), 0);
+    assert_null(mem_pin(mem, 0x4000, 0x1001, true));
+    assert_non_null(mem_pin(mem, 0x4000, 0x1001, false));
+    assert_non_null(mem_pin(mem, 0x4000, 0x1000, true));
+    assert_int_equal(mem_write(mem, 0x6000, "12", 2), 0);
+    assert_int_equal(mem_program(mem, 0x5000, "rom", 4), 0);
+    assert_int_equal(mem_read32(mem, 0x5000), 0x006d6f72);
+    assert_true(mem_slot_find(mem, 0)->page[5] & MEM_PAGE_DIRTY);
+    assert_int_equal(mem_program(mem, 0x11fff, "12", 2), -EFAULT);
+    mem_set_rom(mem, 0x5000, 0x1000, false);
+    assert_int_equal(mem_write(mem, 0x4ffe, "1234", 4), 0);
+    mem_destroy(mem);
+}
+
+static void test_hidden_slot(void **state)
+{
+    struct mem *mem = make_memory();
+    unsigned changes = 0;
+
+    (void)state;
+    mem->map_changed = count_change;
+    mem->map_changed_opaque = &changes;
+    mem_set_hidden(mem, 0x20000, true);
+    mem_set_hidden(mem, 0x20000, true);
+    assert_int_equal(changes, 1);
+    assert_null(mem_slot_find(mem, 0x20000));
+    assert_int_equal(mem_read32(mem, 0x20000), UINT32_MAX);
+    assert_int_equal(mem_program(mem, 0x20000, "new", 4), 0);
+    mem_set_hidden(mem, 0x20000, false);
+    assert_int_equal(mem_read32(mem, 0x20000), 0x0077656e);
+    mem_destroy(mem);
+}
+
+/* Open while anybody holds it open. */
+static void test_a20(void **state)
+{
+    struct mem *mem = make_memory();
+    unsigned changes = 0;
+
+    (void)state;
+    mem->map_changed = count_change;
+    mem->map_changed_opaque = &changes;
+    assert_true(mem_a20_mask(mem) == UINT64_MAX);
+    mem_set_a20(mem, MEM_A20_PORT92, true);
+    mem_set_a20(mem, MEM_A20_KEYBOARD, false);
+    assert_true(mem_a20_mask(mem) == UINT64_MAX);
+    assert_int_equal(changes, 0);
+    mem_set_a20(mem, MEM_A20_PORT92, false);
+    assert_true(mem_a20_mask(mem) == ~0x100000ull);
+    assert_int_equal(changes, 1);
+    mem_set_a20(mem, MEM_A20_KEYBOARD, true);
+    assert_int_equal(changes, 2);
+    mem_destroy(mem);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -119,6 +191,9 @@ int main(void)
         cmocka_unit_test(test_rom_refuses_writes),
         cmocka_unit_test(test_overlap_refused),
         cmocka_unit_test(test_page_flags),
+        cmocka_unit_test(test_pages_become_rom),
+        cmocka_unit_test(test_hidden_slot),
+        cmocka_unit_test(test_a20),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

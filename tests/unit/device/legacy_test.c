@@ -350,14 +350,50 @@ static void test_debug_exit(void **state)
     assert_int_equal(f->code, 0x21);
 }
 
+static uint8_t kbc_output_port(struct fixture *f)
+{
+    out(f, 0x64, 0xd0);
+    return in(f, 0x60);
+}
+
+static void test_i8042_gates_a20(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_int_equal(kbc_output_port(f) & 3, 3);
+    out(f, 0x64, 0xd1);
+    out(f, 0x60, 0xdd); /* what firmware and loaders write to shut it */
+    assert_true(mem_a20_mask(f->machine->mem) != UINT64_MAX);
+    assert_int_equal(kbc_output_port(f) & 3, 1);
+    out(f, 0x64, 0xd1);
+    out(f, 0x60, 0xdf);
+    assert_true(mem_a20_mask(f->machine->mem) == UINT64_MAX);
+    out(f, 0x64, 0xdd);
+    assert_true(mem_a20_mask(f->machine->mem) != UINT64_MAX);
+    machine_reset_devices(f->machine);
+    assert_true(mem_a20_mask(f->machine->mem) == UINT64_MAX);
+    assert_int_equal(f->requests[MACHINE_RESET], 0);
+    out(f, 0x64, 0xd1);
+    out(f, 0x60, 0xde);
+    assert_int_equal(f->requests[MACHINE_RESET], 1);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(uart_sends), TEST(uart_thre_interrupt), TEST(uart_fifo_and_timeout),
-        TEST(uart_no_fifo), TEST(uart_calls_for_more_when_little_is_left),
-        TEST(uart_clears_only_what_came), TEST(uart_saves_the_line), TEST(uart_loopback),
-        TEST(uart_loopback_holds_the_line), TEST(i8042), TEST(debug_exit),
+        TEST(uart_sends),
+        TEST(uart_thre_interrupt),
+        TEST(uart_fifo_and_timeout),
+        TEST(uart_no_fifo),
+        TEST(uart_calls_for_more_when_little_is_left),
+        TEST(uart_clears_only_what_came),
+        TEST(uart_saves_the_line),
+        TEST(uart_loopback),
+        TEST(uart_loopback_holds_the_line),
+        TEST(i8042),
+        TEST(debug_exit),
+        TEST(i8042_gates_a20),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

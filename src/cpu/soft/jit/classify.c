@@ -40,7 +40,9 @@ static bool is_plain(ZydisMnemonic mnemonic)
     case ZYDIS_MNEMONIC_IMUL:
     case ZYDIS_MNEMONIC_INC:
     case ZYDIS_MNEMONIC_LAHF:
+    case ZYDIS_MNEMONIC_LFENCE:
     case ZYDIS_MNEMONIC_LZCNT:
+    case ZYDIS_MNEMONIC_MFENCE:
     case ZYDIS_MNEMONIC_MOV:
     case ZYDIS_MNEMONIC_MOVBE:
     case ZYDIS_MNEMONIC_MOVSX:
@@ -63,6 +65,7 @@ static bool is_plain(ZydisMnemonic mnemonic)
     case ZYDIS_MNEMONIC_SAR:
     case ZYDIS_MNEMONIC_SARX:
     case ZYDIS_MNEMONIC_SBB:
+    case ZYDIS_MNEMONIC_SFENCE:
     case ZYDIS_MNEMONIC_SHL:
     case ZYDIS_MNEMONIC_SHLD:
     case ZYDIS_MNEMONIC_SHLX:
@@ -82,7 +85,7 @@ static bool is_plain(ZydisMnemonic mnemonic)
     }
 }
 
-/* A bit offset in a register reaches beyond the operand in memory: the interpreter's. */
+/* A bit offset in a register reaches beyond the operand in memory. */
 static bool is_bit_test(ZydisMnemonic mnemonic)
 {
     return mnemonic == ZYDIS_MNEMONIC_BT || mnemonic == ZYDIS_MNEMONIC_BTC ||
@@ -152,7 +155,7 @@ static enum jit_class class_of_plain(const struct jit_insn *i)
 
     if (is_bit_test(mnemonic) && i->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
         i->operand[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
-        return JIT_INTERPRET;
+        return jit_bit_supported(i) ? JIT_BIT : JIT_INTERPRET;
     if ((is_plain(mnemonic) || is_bit_test(mnemonic) ||
          i->z.meta.category == ZYDIS_CATEGORY_CMOV || i->z.meta.category == ZYDIS_CATEGORY_SETCC) &&
         operands_supported(i))
@@ -174,6 +177,12 @@ static enum jit_class class_of(const struct jit_insn *i)
                    : JIT_INTERPRET;
     case ZYDIS_MNEMONIC_NOP:
     case ZYDIS_MNEMONIC_ENDBR64:
+    case ZYDIS_MNEMONIC_PREFETCH:
+    case ZYDIS_MNEMONIC_PREFETCHNTA:
+    case ZYDIS_MNEMONIC_PREFETCHT0:
+    case ZYDIS_MNEMONIC_PREFETCHT1:
+    case ZYDIS_MNEMONIC_PREFETCHT2:
+    case ZYDIS_MNEMONIC_PREFETCHW:
         return JIT_NOP;
     case ZYDIS_MNEMONIC_PUSH:
         return is_stack(i) ? JIT_PUSH : JIT_INTERPRET;
@@ -184,6 +193,10 @@ static enum jit_class class_of(const struct jit_insn *i)
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:
         return JIT_RDTSC;
+    case ZYDIS_MNEMONIC_SYSCALL:
+        return i->z.length == JIT_SYSCALL_LENGTH ? JIT_SYSCALL : JIT_INTERPRET;
+    case ZYDIS_MNEMONIC_SYSRET:
+        return i->in->opsize == 8 ? JIT_SYSRET : JIT_INTERPRET;
     case ZYDIS_MNEMONIC_JMP:
         return is_transfer(i) ? JIT_JMP : JIT_INTERPRET;
     case ZYDIS_MNEMONIC_CALL:
@@ -191,6 +204,10 @@ static enum jit_class class_of(const struct jit_insn *i)
     case ZYDIS_MNEMONIC_RET:
         return i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR ? JIT_RET : JIT_INTERPRET;
     default:
+        if (jit_system_supported(i))
+            return JIT_SYSTEM;
+        if (jit_string_supported(i))
+            return JIT_STRING;
         return is_jcc(&i->z) && is_transfer(i) ? JIT_JCC : class_of_plain(i);
     }
 }
@@ -293,6 +310,10 @@ void jit_classify(struct jit_insn *i)
     case JIT_VECTOR:
         classify_flags(i);
         i->flags_clobbered = has_memory(i);
+        break;
+    case JIT_BIT:
+        classify_flags(i);
+        i->flags_clobbered = true;
         break;
     case JIT_JCC:
         i->flags_read = true;

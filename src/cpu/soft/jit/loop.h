@@ -30,4 +30,37 @@ void jit_loop_close(struct jit_translation *t, uint32_t site);
 /* The second form, after the first. When it cannot be made the jump is linked as any other. */
 void jit_loop_emit(struct jit_translation *t);
 
+/* ---- loop_find.c, loop_pass.c: what the files share ---- */
+
+/* The register is the same in all passes; -1: none is. */
+bool jit_loop_stays(const struct jit_loop *loop, int gpr);
+
+/* An instruction's operand lacks room for a third register beside base and index: whichever of them stays the same is added
+ * to the addend. WITH_BOTH: neither does. */
+enum jit_loop_part { WITH_NEITHER, WITH_BASE, WITH_INDEX, WITH_BOTH };
+enum jit_loop_part jit_loop_part_of(const struct jit_loop *loop, const struct jit_range *r);
+
+/* The operand as it is, with its registers where they are. */
+struct asm_mem jit_loop_operand(const struct jit_loop *loop, const struct jit_insn *i,
+                                const ZydisDecodedOperand *op);
+
+/* Where the flags are at the head, after the count of passes has clobbered them. */
+struct jit_loop_flags jit_loop_flags_at_head(const struct jit_translation *t);
+/* Has the flags in the host's register. T0. */
+void jit_loop_flags_live(struct jit_translation *t, struct jit_loop_flags *flags);
+
+/* The instructions; ends with the flags where they are at the head. False: one of them cannot be expressed. */
+bool jit_loop_pass(struct jit_translation *t, const struct jit_loop_flags *head);
+
+enum jit_wild_field {
+    JIT_WILD_PAGE = offsetof(struct soft_vcpu, loop_wild[0].page),
+    JIT_WILD_LIMIT = offsetof(struct soft_vcpu, loop_wild[0].limit),
+    JIT_WILD_ADDEND = offsetof(struct soft_vcpu, loop_wild[0].addend),
+};
+
+static inline struct asm_mem jit_loop_wild(unsigned k, enum jit_wild_field field)
+{
+    return asm_gs(field + k * sizeof(((struct soft_vcpu *)NULL)->loop_wild[0]));
+}
+
 #endif

@@ -76,10 +76,23 @@ void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsig
 
 bool jit_is_simple(const ZydisDecodedOperand *op)
 {
-    int base = insn_gpr(op->mem.base);
+    return insn_gpr(op->mem.base) >= 0 && op->mem.index == ZYDIS_REGISTER_NONE && !jit_in_segment(op);
+}
 
-    return base >= 0 && !jit_in_memory((unsigned)base) && op->mem.index == ZYDIS_REGISTER_NONE &&
-           !jit_in_segment(op);
+unsigned jit_simple_base(const ZydisDecodedOperand *op)
+{
+    unsigned base = (unsigned)insn_gpr(op->mem.base);
+
+    return jit_in_memory(base) ? JIT_FAR_BASE(base) : jit_host(base);
+}
+
+/* The register itself, loaded into `scratch` if it is in memory. */
+static unsigned at_hand(struct jit_translation *t, unsigned host, unsigned scratch)
+{
+    if (!jit_is_far(host))
+        return host;
+    asm_load(&t->a, scratch, jit_gpr(host - 8));
+    return scratch;
 }
 
 uint32_t jit_compare_tag(struct asm_code *a, unsigned host, int32_t disp, unsigned size, bool write)
@@ -109,25 +122,37 @@ void jit_load_addend(struct asm_code *a, unsigned reg)
 
 uint32_t jit_look_up_window(struct jit_translation *t, const struct jit_window *w)
 {
-    uint32_t miss = jit_compare_tag(&t->a, w->host, w->lo, (unsigned)(w->hi - w->lo), w->write);
+    unsigned host = at_hand(t, w->host, JIT_T0);
+    uint32_t miss = jit_compare_tag(&t->a, host, w->lo, (unsigned)(w->hi - w->lo), w->write);
 
     jit_load_addend(&t->a, JIT_T2);
     return miss;
 }
 
+/* By a window that has the access, or is opened for it; false: there is none. T1, and T0 if one is opened. */
+static bool look_up_in_window(struct jit_translation *t, unsigned host, int32_t disp, unsigned size,
+                              bool write, struct asm_mem *out, unsigned *cold)
+{
+    *cold = JIT_NO_COLD;
+    if (!jit_window_serves(t, host, disp, size, write)) {
+        if (!jit_window_open(t, host, disp, size, write))
+            return false;
+        jit_flags_free(t);
+        *cold = jit_cold_call(t, jit_look_up_window(t, &t->window));
+        t->work->cold[*cold].window = t->window;
+    }
+    *out = asm_indexed(at_hand(t, host, JIT_T1), JIT_T2, disp);
+    return true;
+}
+
 struct asm_mem jit_look_up_base(struct jit_translation *t, unsigned host, int32_t disp,
                                 unsigned size, bool write, unsigned *cold)
 {
-    if (jit_window_serves(t, host, disp, size, write)) {
-        *cold = JIT_NO_COLD;
-        return asm_indexed(host, JIT_T2, disp);
-    }
+    struct asm_mem m;
+
+    if (look_up_in_window(t, host, disp, size, write, &m, cold))
+        return m;
     jit_flags_free(t);
-    if (jit_window_open(t, host, disp, size, write)) {
-        *cold = jit_cold_call(t, jit_look_up_window(t, &t->window));
-        t->work->cold[*cold].window = t->window;
-        return asm_indexed(host, JIT_T2, disp);
-    }
     *cold = jit_cold_call(t, jit_compare_tag(&t->a, host, disp, size, write));
     jit_load_addend(&t->a, JIT_T1);
     return asm_indexed(host, JIT_T1, disp);
@@ -156,9 +181,14 @@ static struct asm_mem look_up_beside_window(struct jit_translation *t,
 struct asm_mem jit_look_up(struct jit_translation *t, const ZydisDecodedOperand *op, bool write,
                            unsigned *cold)
 {
-    if (jit_is_simple(op))
-        return jit_look_up_base(t, jit_host((unsigned)insn_gpr(op->mem.base)),
-                                (int32_t)op->mem.disp.value, op->size / 8u, write, cold);
+    unsigned base = jit_is_simple(op) ? jit_simple_base(op) : JIT_T2;
+    struct asm_mem m;
+
+    if (jit_is_simple(op) && !jit_is_far(base))
+        return jit_look_up_base(t, base, (int32_t)op->mem.disp.value, op->size / 8u, write, cold);
+    if (jit_is_simple(op) && look_up_in_window(t, base, (int32_t)op->mem.disp.value, op->size / 8u,
+                                               write, &m, cold))
+        return m;
     if (jit_window_active(t) && !address_needs_t1(op) && !t->needs_t0)
         return look_up_beside_window(t, op, write, cold);
     t->window.open = false;

@@ -172,9 +172,11 @@ void jit_plain(struct jit_translation *t)
     jit_call_interpreter(t);
 }
 
-/* What the interpreter's soft_tsc() gives, where that is a sum; RDTSCP adds the CPU's number. */
+/* What the interpreter's soft_tsc() gives, where that is a sum. RDTSCP waits for what came before (SDM vol. 2B), as LFENCE
+ * does, and adds the CPU's number: the host need not have it. */
 void jit_rdtsc(struct jit_translation *t)
 {
+    static const uint8_t lfence[] = {0x0f, 0xae, 0xe8}, rdtsc[] = {0x0f, 0x31};
     bool with_aux = t->i->z.mnemonic == ZYDIS_MNEMONIC_RDTSCP;
     struct asm_code *a = &t->a;
     unsigned cold;
@@ -183,7 +185,9 @@ void jit_rdtsc(struct jit_translation *t)
     asm_op_mem(a, false, 0x80, ASM_CMP, JIT_FIELD(tsc_direct));
     asm_byte(a, 0);
     cold = jit_cold_call(t, asm_jcc(a, ASM_CC_E, 0));
-    asm_bytes(a, t->i->bytes, t->i->z.length);
+    if (with_aux)
+        asm_bytes(a, lfence, sizeof(lfence));
+    asm_bytes(a, rdtsc, sizeof(rdtsc));
     asm_op_reg(a, true, 0xc1, 4, GPR_RDX); /* shl rdx, 32 */
     asm_byte(a, 32);
     asm_op_reg(a, true, 0x09, GPR_RDX, GPR_RAX); /* or */

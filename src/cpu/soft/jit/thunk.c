@@ -74,15 +74,16 @@ static void thunk_resume(struct asm_code *a)
     asm_jmp_mem(a, JIT_FIELD(jit_target));
 }
 
-/* T1: what follows the call. */
-static void thunk_call(struct soft_jit *jit, struct asm_code *a, uint64_t function)
+/* T1: what follows the call. Returns the offset from which on it is there. */
+static uint32_t thunk_call(struct soft_jit *jit, struct asm_code *a, uint64_t function)
 {
-    uint32_t after;
+    uint32_t popped, after;
 
     jit->thunk[JIT_CALL_LIVE] = a->at;
     jit_emit_flags_save(a);
     jit->thunk[JIT_CALL] = a->at;
     pop(a, JIT_T1);
+    popped = a->at;
     asm_store(a, JIT_FIELD(jit_window), JIT_T2);
     store_guest(a);
     asm_load(a, GPR_RDI, JIT_FIELD(self));
@@ -94,6 +95,7 @@ static void thunk_call(struct soft_jit *jit, struct asm_code *a, uint64_t functi
     asm_store(a, JIT_FIELD(jit_target), GPR_RAX);
     thunk_resume(a);
     asm_patch(a, after, jit->thunk[JIT_LEAVE]);
+    return popped;
 }
 
 /* Leaves with the address behind the call. */
@@ -269,6 +271,7 @@ static void thunk_jump(struct soft_jit *jit, struct asm_code *a)
     save_flags_beside(a);
     jit->thunk[JIT_GO_NEAR] = a->at;
     add_page(a);
+    jit->thunk[JIT_GO_TO] = a->at;
     find_way(a, found);
     asm_jmp(a, jit->thunk[JIT_EXIT_TO]);
     ways(jit, a, found, KIND_JUMP);
@@ -294,13 +297,14 @@ static void thunk_jump(struct soft_jit *jit, struct asm_code *a)
 
 void jit_make_thunks(struct soft_jit *jit, struct asm_code *a, uint64_t call)
 {
-    uint32_t answered;
+    uint32_t answered, popped;
 
     thunk_enter(jit, a);
     answered = thunk_leave(jit, a);
-    thunk_call(jit, a, call);
+    popped = thunk_call(jit, a, call);
     thunk_exit_site(jit, a, JIT_EXIT_LINK, JIT_EXIT_LINK_LIVE, answered);
     thunk_exit_site(jit, a, JIT_EXIT_STALE, JIT_EXIT_STALE_LIVE, answered);
     thunk_exit_rip(jit, a, answered);
     thunk_jump(jit, a);
+    jit_make_syscall_thunks(jit, a, popped);
 }

@@ -59,8 +59,8 @@ static void emit_site(struct jit_translation *t, const struct jit_insn *i, uint3
 
     asm_u16(&t->a, (uint16_t)(site - t->native->start));
     asm_u16(&t->a, (uint16_t)(resume ? resume - site : 0));
-    asm_u16(&t->a, (uint16_t)(i->offset | i->in->length << 12));
-    asm_byte(&t->a, i->part);
+    asm_u16(&t->a, i->offset);
+    asm_byte(&t->a, i->part | (unsigned)i->in->length << 4);
     asm_byte(&t->a, i->index);
 }
 
@@ -78,6 +78,13 @@ void jit_call_interpreter(struct jit_translation *t)
     t->flags = JIT_LIVE | JIT_SAVED;
     t->recipe.kind = JIT_RECIPE_NONE;
     t->window.open = false;
+}
+
+void jit_end_by_thunk(struct jit_translation *t, enum soft_jit_thunk thunk)
+{
+    jit_flags_save(t);
+    jit_call_thunk(t, thunk);
+    emit_site(t, t->i, 0);
 }
 
 void jit_poll(struct jit_translation *t)
@@ -342,6 +349,9 @@ static void translate_one(struct jit_translation *t)
         [JIT_LEAVE_FRAME] = jit_leave_frame,    [JIT_JMP] = jit_jmp,
         [JIT_JCC] = jit_jcc,                    [JIT_CALL_NEAR] = jit_call_near,
         [JIT_RET] = jit_ret,                    [JIT_RDTSC] = jit_rdtsc,
+        [JIT_SYSTEM] = jit_system,              [JIT_SYSCALL] = jit_syscall,
+        [JIT_SYSRET] = jit_sysret,              [JIT_STRING] = jit_string,
+        [JIT_BIT] = jit_bit,
     };
 
     unsigned first_cold = t->cold_count;
@@ -407,14 +417,29 @@ static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold
     }
 }
 
+/* The jump that closes a loop leads to the loop's second form until that is found not to pay. */
+static void emit_unlinked(struct jit_translation *t, struct jit_link *link, unsigned k)
+{
+    const struct jit_loop *loop = &t->work->loop;
+
+    if (k == loop->link) {
+        link->unlinked = (int16_t)(loop->start - link->site);
+        if (!t->cpu->lockstep)
+            asm_patch(&t->a, loop->unpaid, t->a.at);
+        jit_call_thunk(t, JIT_EXIT_LINK);
+        return;
+    }
+    link->unlinked = (int16_t)(t->a.at - link->site);
+    asm_patch(&t->a, link->site, t->a.at);
+    jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
+}
+
 static void emit_links(struct jit_translation *t)
 {
     for (unsigned k = 0; k < t->link_count; k++) {
         struct jit_link *link = &t->work->link[k];
 
-        link->unlinked = (uint16_t)(t->a.at - link->site);
-        asm_patch(&t->a, link->site, t->a.at);
-        jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
+        emit_unlinked(t, link, k);
         asm_u16(&t->a, (uint16_t)(t->a.at - t->native->start));
         asm_u16(&t->a, (uint16_t)k);
     }

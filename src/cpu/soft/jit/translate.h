@@ -32,6 +32,14 @@ static inline unsigned jit_host(unsigned gpr)
     return gpr == GPR_RSP ? JIT_RSP : gpr;
 }
 
+/* Windows and look-ups take host registers, and these for R8 to R11, which are in memory. */
+#define JIT_FAR_BASE(gpr) ((gpr) + 8u)
+
+static inline bool jit_is_far(unsigned host)
+{
+    return host >= 16;
+}
+
 /* The same as a table. */
 #define JIT_NO_HOST 0xffu
 extern const uint8_t jit_hosts[16];
@@ -58,10 +66,15 @@ enum jit_class {
     JIT_POP,
     JIT_LEAVE_FRAME,
     JIT_RDTSC, /* and RDTSCP */
+    JIT_BIT,    /* bit.c */
+    JIT_STRING, /* string.c */
+    JIT_SYSTEM, /* system.c; the interpreter's in cases that are rare */
     JIT_JMP,
     JIT_JCC,
     JIT_CALL_NEAR,
     JIT_RET,
+    JIT_SYSCALL,
+    JIT_SYSRET,
 };
 
 struct jit_insn {
@@ -100,7 +113,7 @@ struct jit_recipe {
 /* A range around a register whose addresses T2 turns into the host's (window.c). */
 struct jit_window {
     bool open;
-    uint8_t host;   /* the register */
+    uint8_t host;   /* the register; or JIT_FAR_BASE */
     bool write;     /* may be written, too */
     int32_t lo, hi; /* from the register's present value */
     unsigned last;  /* the instruction that uses it last: T2 is free after it */
@@ -120,21 +133,33 @@ struct jit_cold {
     uint8_t flags_after;      /* where the flags are to be then */
 };
 
-/* A range of addresses that a pass of a loop touches, from base + (index << scale) at its head; -1: no such register. */
+/* A value as so many times each guest register's value at the head of a loop, and a constant. */
+struct jit_sum {
+    bool known;
+    int8_t times[16];
+    int64_t plus;
+};
+
+/* A range of addresses that operands of one form touch in a pass of a loop; -1: no such register. */
 struct jit_range {
     int8_t base, index;
-    uint8_t scale;
+    uint8_t scale;    /* a shift */
     bool rip;         /* relative to the page of the code instead of a base */
     bool write;
     uint8_t host;     /* the register that has what to add */
-    int32_t lo, hi;
+    struct jit_sum sum;
+    int32_t lo, hi;   /* from the sum but its constant, at the head */
     int32_t step;     /* bytes from pass to pass */
+};
+
+/* An instruction's access in a loop: the number of its range, or among the wild; -1: none. */
+struct jit_loop_access {
+    int8_t range, wild;
 };
 
 /* An access by an address that depends on data: looked up whenever it leaves the page it was in. */
 struct jit_wild {
-    uint8_t insn;
-    struct jit_range at; /* base, index and scale, lo: the displacement */
+    struct jit_range at; /* base, index, scale; the difference of hi and lo is its size */
     uint32_t start;      /* of its code */
     uint32_t miss;       /* jump that leaves it: offset of the displacement */
 };
@@ -160,6 +185,9 @@ struct jit_loop_exit {
 struct jit_loop {
     bool found;
     uint8_t flags_back;       /* where the flags are at `back` */
+    uint32_t start;           /* of the second form, to which `back` leads while it pays */
+    uint32_t unpaid;          /* the jump taken when it does not: then `back` is linked */
+    unsigned link;            /* its number; JIT_LINKS: none */
     uint32_t back;            /* the jump that closes it: offset of the displacement; 0: none yet */
     uint16_t used, written;   /* bit sets of the guest's general registers */
     uint16_t wild;            /* changed by who knows what */
@@ -173,7 +201,7 @@ struct jit_loop {
 };
 
 #define JIT_INSNS     96u
-#define JIT_COLD_MAX  (JIT_INSNS * 2u)
+#define JIT_COLD_MAX  (JIT_INSNS * 3u)
 #define JIT_TRAPS_MAX (JIT_INSNS * 3u)
 
 /* Owned by the vCPU: too large for the stack. */
@@ -183,6 +211,7 @@ struct jit_work {
     struct jit_cold cold[JIT_COLD_MAX];
     struct jit_trap trap[JIT_TRAPS_MAX];
     struct jit_loop loop;
+    struct jit_loop_access loop_access[JIT_INSNS];
     struct jit_loop_exit loop_exit[JIT_LOOP_EXITS];
     uint32_t loop_fail[JIT_LOOP_RANGES + 2];
 };
@@ -229,8 +258,10 @@ void jit_emit_flags_load(struct asm_code *a);
 /* The explicit memory operand that is accessed; NULL: none. */
 const ZydisDecodedOperand *jit_memory_operand(const struct jit_insn *i);
 bool jit_memory_supported(const struct jit_insn *i, const ZydisDecodedOperand *op);
-/* [register + displacement], the register in one of the host's. */
+/* [register + displacement]. */
 bool jit_is_simple(const ZydisDecodedOperand *op);
+/* That register. */
+unsigned jit_simple_base(const ZydisDecodedOperand *op);
 /* Writes the linear address of the operand into `reg`, T0 or T2; may use T1. */
 void jit_address(struct jit_translation *t, const ZydisDecodedOperand *op, unsigned reg);
 /* Looks the current instruction's operand up in the TLB; a miss hands the instruction to the interpreter.
@@ -266,8 +297,6 @@ bool jit_window_open(struct jit_translation *t, unsigned host, int32_t disp, uns
 bool jit_window_active(const struct jit_translation *t);
 /* After each instruction. */
 void jit_window_after(struct jit_translation *t);
-/* By how much the instruction changes the guest's register; false: who knows. */
-bool jit_change_of(const struct jit_insn *i, unsigned gpr, int64_t *by);
 
 /* ---- translate.c ---- */
 
@@ -282,12 +311,33 @@ void jit_call_interpreter(struct jit_translation *t);
 /* Hands an instruction to the interpreter and does not go on after it. The flags are live. */
 void jit_call_for_good(struct jit_translation *t, const struct jit_insn *i);
 void jit_to_thunk_if(struct jit_translation *t, unsigned condition, enum soft_jit_thunk thunk);
+/* Hands the current instruction to a thunk that executes it in the usual case, else by the interpreter; does not come back. */
+void jit_end_by_thunk(struct jit_translation *t, enum soft_jit_thunk thunk);
 /* Leaves before the current instruction when the vCPU is wanted. */
 void jit_poll(struct jit_translation *t);
 
 /* ---- classify.c ---- */
 
 void jit_classify(struct jit_insn *i);
+
+/* ---- bit.c, string.c, system.c, syscall.c ---- */
+
+/* Of the class JIT_BIT, JIT_STRING, JIT_SYSTEM. */
+bool jit_bit_supported(const struct jit_insn *i);
+bool jit_string_supported(const struct jit_insn *i);
+bool jit_system_supported(const struct jit_insn *i);
+void jit_bit(struct jit_translation *t);
+void jit_string(struct jit_translation *t);
+void jit_system(struct jit_translation *t);
+/* A guest register into one of the host's; not wide: its low half. */
+void jit_read_gpr(struct asm_code *a, unsigned to, unsigned gpr, bool wide);
+/* The arithmetic flags, which are saved, and bit 1 of RFLAGS into T0. */
+void jit_emit_flags_compose(struct asm_code *a, unsigned scratch);
+#define JIT_SYSCALL_LENGTH 2u /* bytes: without prefixes */
+void jit_syscall(struct jit_translation *t);
+void jit_sysret(struct jit_translation *t);
+/* Thunks JIT_SYSCALL_64 and JIT_SYSRET_64. `call`: the offset in JIT_CALL where T1 has what follows the call. */
+void jit_make_syscall_thunks(struct soft_jit *jit, struct asm_code *a, uint32_t call);
 
 /* ---- plain.c, stack.c, branch.c: one class each ---- */
 

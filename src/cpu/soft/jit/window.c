@@ -6,7 +6,8 @@
  * until the last of them. It holds while the translation runs: whoever takes a translation away from this vCPU waits
  * until it is at a block edge, and what the guest does to its own ends the block (vcpu.h, sync.c).
  *
- * A window opened by a read serves reads; only a write makes the page dirty, so only that opens one for writes.
+ * A window that serves writes needs the right to write, which only a page that is dirty already has. So one that is opened
+ * by a read serves writes only if one is certain to follow.
  */
 #include "cpu/soft/jit/translate.h"
 
@@ -28,11 +29,10 @@ static struct access stack_access(int32_t disp, bool write)
 static bool operand_access(const struct jit_insn *i, struct access *out)
 {
     const ZydisDecodedOperand *op = jit_memory_operand(i);
-    int base = op ? insn_gpr(op->mem.base) : -1;
 
-    if (base < 0 || !jit_is_simple(op))
+    if (!op || !jit_is_simple(op))
         return false;
-    *out = (struct access){jit_host((unsigned)base), (int32_t)op->mem.disp.value, op->size / 8u,
+    *out = (struct access){jit_simple_base(op), (int32_t)op->mem.disp.value, op->size / 8u,
                            op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE};
     return true;
 }
@@ -75,12 +75,14 @@ static bool change_of_plain(const struct jit_insn *i, int64_t *by)
     return changes_by_immediate(i);
 }
 
-bool jit_change_of(const struct jit_insn *i, unsigned gpr, int64_t *by)
+/* By how much the instruction changes the guest's register; false: who knows. */
+static bool change_of_guest(const struct jit_insn *i, unsigned gpr, int64_t *by)
 {
     const ZydisDecodedOperand *lea = &i->operand[1];
 
     *by = 0;
-    if (i->class == JIT_INTERPRET || i->class == JIT_LEAVE_FRAME)
+    if (i->class == JIT_INTERPRET || i->class == JIT_LEAVE_FRAME ||
+        (i->class >= JIT_BIT && i->class <= JIT_SYSTEM))
         return false;
     if (!(i->written >> gpr & 1u))
         return true;
@@ -105,7 +107,9 @@ bool jit_change_of(const struct jit_insn *i, unsigned gpr, int64_t *by)
 /* The same for the register of a window. */
 static bool change_of(const struct jit_insn *i, unsigned host, int64_t *by)
 {
-    return jit_change_of(i, host == JIT_RSP ? (unsigned)GPR_RSP : host, by);
+    if (jit_is_far(host))
+        return change_of_guest(i, host - 8, by);
+    return change_of_guest(i, host == JIT_RSP ? (unsigned)GPR_RSP : host, by);
 }
 
 static int64_t least(int64_t a, int64_t b)
@@ -126,28 +130,31 @@ static bool survey(const struct jit_translation *t, const struct access *first,
     int64_t moved = 0, by, lo = first->disp, hi = lo + first->size;
     struct access next;
     unsigned uses = 0;
+    bool write = first->write, certain = true; /* what follows is executed, too */
 
     for (unsigned k = t->index; k < t->insn_count; k++) {
         const struct jit_insn *i = &t->work->insn[k];
 
         if (k > t->index && access_of(i, &next) && next.host == first->host &&
-            (first->write || !next.write)) {
+            (write || !next.write || certain)) {
             int64_t from = moved + next.disp, low = least(lo, from), high = most(hi, from + next.size);
 
             if (high - low <= WINDOW_SPAN) {
                 lo = low;
                 hi = high;
                 out->last = k;
+                write |= next.write;
                 uses++;
             }
         }
         if (!change_of(i, first->host, &by))
             break;
+        certain &= i->class != JIT_JCC;
         moved += by;
         if (moved > INT16_MAX || moved < INT16_MIN)
             break;
     }
-    *out = (struct jit_window){true, (uint8_t)first->host, first->write, (int32_t)lo, (int32_t)hi,
+    *out = (struct jit_window){true, (uint8_t)first->host, write, (int32_t)lo, (int32_t)hi,
                                uses ? out->last : 0};
     return uses > 0;
 }

@@ -7,6 +7,7 @@
 
 #include "cpu/soft/mmu.h"
 #include "cpu/soft/soft.h"
+#include "cpu/soft/vm.h"
 #include "fixture.h"
 
 #define PML4 0x200000u
@@ -243,6 +244,69 @@ static void test_crossing_pages(void **state)
     fixture_release(&f);
 }
 
+static uint64_t bus_value, bus_offset;
+
+static void note_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+    (void)opaque;
+    (void)size;
+    bus_offset = offset;
+    bus_value = value;
+}
+
+/* Writes to ROM go to the bus: also those whose page was translated for writing when it was RAM. */
+static void test_rom_writes_go_to_the_bus(void **state)
+{
+    const struct bus_ops ops = {.write = note_write};
+    const struct bus_region region = {.base = LEAF, .len = PAGE_SIZE, .ops = &ops};
+    struct soft_walk walk = {0};
+    struct fixture f;
+    struct soft_vcpu *cpu;
+
+    (void)state;
+    fixture_init(&f, 1);
+    cpu = four_levels(&f, PTE_P | PTE_W);
+    assert_int_equal(bus_add(f.machine->bus, BUS_MEMORY, &region), 0);
+    mem_set_rom(f.machine->mem, 0, FIXTURE_RAM, false);
+    soft_store(cpu, SEG_DS, GVA + 8, 4, 0x11111111);
+    mem_set_rom(f.machine->mem, LEAF, PAGE_SIZE, true);
+    assert_true(soft_map_stale(cpu));
+    soft_map_follow(cpu);
+    soft_store(cpu, SEG_DS, GVA + 8, 4, 0x22222222);
+    assert_int_equal(soft_load(cpu, SEG_DS, GVA + 8, 4), 0x11111111);
+    assert_int_equal(bus_offset, 8);
+    assert_int_equal(bus_value, 0x22222222);
+    assert_null(soft_pointer(cpu, SEG_DS, GVA, 8, SOFT_WRITE));
+    assert_non_null(soft_pointer(cpu, SEG_DS, GVA, 8, SOFT_READ));
+    /* Page tables in ROM are read, and not marked. */
+    mem_set_rom(f.machine->mem, PT, PAGE_SIZE, true);
+    *entry(&f, PT, 4) = LEAF | PTE_P | PTE_W;
+    assert_true(soft_walk(cpu, GVA, SOFT_MMU_KERNEL, SOFT_WRITE, &walk));
+    assert_int_equal(*entry(&f, PT, 4), LEAF | PTE_P | PTE_W);
+    fixture_release(&f);
+}
+
+static void test_a20_wraps(void **state)
+{
+    struct fixture f;
+    struct soft_vcpu *cpu;
+
+    (void)state;
+    fixture_init(&f, 1);
+    fixture_mode(&f, 0, 32);
+    cpu = fixture_cpu(&f, 0);
+    soft_store(cpu, SEG_DS, 0x100010, 4, 0xaaaaaaaa);
+    mem_set_a20(f.machine->mem, MEM_A20_KEYBOARD, false);
+    soft_map_follow(cpu);
+    soft_store(cpu, SEG_DS, 0x100010, 4, 0xbbbbbbbb);
+    assert_int_equal(*(uint32_t *)(f.ram + 0x10), 0xbbbbbbbb);
+    assert_int_equal(*(uint32_t *)(f.ram + 0x100010), 0xaaaaaaaa);
+    mem_set_a20(f.machine->mem, MEM_A20_KEYBOARD, true);
+    soft_map_follow(cpu);
+    assert_int_equal(soft_load(cpu, SEG_DS, 0x100010, 4), 0xaaaaaaaa);
+    fixture_release(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -253,6 +317,8 @@ int main(void)
         cmocka_unit_test(test_32_bit_and_pae),
         cmocka_unit_test(test_tlb_forgets_only_what_it_must),
         cmocka_unit_test(test_crossing_pages),
+        cmocka_unit_test(test_rom_writes_go_to_the_bus),
+        cmocka_unit_test(test_a20_wraps),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
