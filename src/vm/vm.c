@@ -197,7 +197,7 @@ static void vm_describe_pc(const struct vm_config *config, struct pc_config *pc)
         .cpu_model = config->cpu_model,
         .code_cache = config->code_cache,
         .boot = {.kernel = config->kernel,
-                 .module_count = config->initrd_count,
+                  .module_count = config->initrd_count,
                  .cmdline = config->append},
         .firmware = config->firmware,
         .disk_count = config->disk_count,

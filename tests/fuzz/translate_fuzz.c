@@ -64,7 +64,7 @@ static void fuzz_check(const struct soft_vcpu *cpu, const struct soft_native *na
             abort();
     }
     for (unsigned i = 0; i < native->link_count; i++) {
-        uint32_t unlinked = native->link[i].site + native->link[i].unlinked;
+        uint32_t unlinked = native->link[i].site + (uint32_t)native->link[i].unlinked;
 
         if (unlinked < native->start || unlinked >= native->end)
             abort();

@@ -22,7 +22,7 @@
 #include "cpu/soft/vm.h"
 
 /* With it and the TLBs of a few processes, a machine of 256 MiB costs its host at most 64 MiB beyond the guest's memory. */
-#define CODE_CACHE_DEFAULT (48u << 20)
+#define CODE_CACHE_DEFAULT (44u << 20)
 #define FORGET_SIZE        (16u << 10) /* with LODGE_SOFT=forget: a few blocks' instructions */
 
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)

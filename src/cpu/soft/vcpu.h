@@ -176,9 +176,9 @@ struct soft_vcpu {
     struct soft_scratch *scratch; /* owned: a block that is not in the cache (fetched from no memory) */
     struct soft_again *again;   /* owned: SOFT_AGAIN of them, by key */
     _Atomic uint64_t cache_epoch; /* the cache's epoch when this vCPU last was at a block edge */
-    uint32_t map_generation; /* of the VM, when this vCPU's translations were last dropped for it
-                                (sync.c) */
     uint64_t cache_dropped;     /* the cache's count of drops then */
+    uint32_t map_generation; /* of the VM, when this vCPU's translations were last dropped for it
+                                 (sync.c) */
 
     /* sync.c */
     _Atomic uint32_t where;     /* enum soft_where */

@@ -10,7 +10,7 @@
 #include "cpu/soft/run.h"
 #include "cpu/soft/vm.h"
 
-#define THUNKS_SIZE 4096u
+#define THUNKS_SIZE 8192u
 
 static void *jit_pages(size_t size)
 {
@@ -265,7 +265,7 @@ static void native_remove(struct soft_jit *jit, struct soft_native *native)
         redirect_entry(jit, native->entry_live, jit->thunk[JIT_EXIT_STALE_LIVE]);
     for (struct jit_link *link = native->incoming; link; link = link->next) {
         link->target = NULL;
-        set_jump(jit, link->site, link->site + link->unlinked);
+        set_jump(jit, link->site, link->site + (uint32_t)link->unlinked);
     }
     native->incoming = NULL;
     if (atomic_load_explicit(&native->part[0].block->native, memory_order_relaxed) != native)

@@ -38,20 +38,20 @@ enum soft_jit_thunk {
     JIT_EXIT_AT_LIVE,   /* * the same */
     JIT_EXIT_TO,        /* R10: RIP to go on at */
     JIT_EXIT_HERE,      /* s.rip says where to go on */
-    JIT_SYSCALL_64,     /* * struct jit_site: SYSCALL in 64-bit mode; flags saved */
-    JIT_SYSRET_64,      /* * the same: SYSRET to 64-bit mode */
     JIT_EXIT_JUMP,      /* R8: RIP to go on at, which is not translated */
     JIT_EXIT_GP,        /* R10: RIP of the instruction that raises #GP(0) */
     /* Through the jump cache. R10 is where to: the linear address, or its distance from code_page where said. A guest
      * that is wanted, or whose way on is not known, is left there; no canonical address raises #GP(0) before the jump. */
-    JIT_GO_NEAR,      /* a direct jump; R10: distance */
-    JIT_GO_NEAR_LIVE, /* the same */
-    JIT_GO_TO,        /* one that cannot fault; R10: canonical */
-    JIT_GO,           /* an indirect one; R8: the instruction's offset in its page */
-    JIT_GO_RET,            /* RET without operand; R8: the instruction's offset in its page. RSP is still to be moved */
-    JIT_GO_CALL_NEAR,      /* R10: distance; R8: host address of the stack's new top; R11: offset in the page of the
+    JIT_GO_NEAR,        /* a direct jump; R10: distance */
+    JIT_GO_NEAR_LIVE,   /* the same */
+    JIT_GO_TO,          /* the same, R10 the linear address, whatever it is */
+    JIT_GO,             /* an indirect one; R8: the instruction's offset in its page */
+    JIT_GO_RET,         /* RET without operand; R8: the same. RSP is still to be moved */
+    JIT_GO_CALL_NEAR,   /* R10: distance; R8: host address of the stack's new top; R11: offset in the page of the
                            instruction's end, its length << 16. Nothing has been pushed */
-    JIT_GO_CALL_FAR,       /* the same, R10 the linear address */
+    JIT_GO_CALL_FAR,    /* the same, R10 the linear address */
+    JIT_SYSCALL_64,     /* * struct jit_site: SYSCALL in 64-bit mode; flags saved */
+    JIT_SYSRET_64,      /* * the same: SYSRET to 64-bit mode */
     JIT_THUNKS
 };
 
@@ -67,7 +67,7 @@ struct jit_link {
     struct soft_native *target; /* NULL: not linked */
     struct jit_link *next;   /* of those that lead to the same */
     uint32_t site;           /* offset of the displacement */
-    uint16_t unlinked;       /* from there to the code that asks for the link */
+    int16_t unlinked;        /* from there to the code that asks for the link */
     uint16_t to : 12;        /* where the jump leads, offset in the page */
     uint16_t flags : 2;      /* JIT_LIVE, JIT_SAVED: where the flags are at the jump */
 };
@@ -131,12 +131,11 @@ struct soft_jit {
 struct jit_site {
     uint16_t start;  /* bytes back to the translation's start */
     int16_t resume;  /* where to go on, from here; 0: nowhere */
-    uint16_t offset : 12; /* of the instruction in its page */
-    uint16_t length : 4;  /* its bytes */
-    uint8_t part;    /* its block */
+    uint16_t offset; /* of the instruction in its page */
+    uint8_t part : 4;   /* its block */
+    uint8_t length : 4; /* its bytes */
     uint8_t index;   /* of it in the block */
 };
-#define JIT_SITE_OFFSET 4 /* where the word is that has `offset` in its low bits */
 static_assert(sizeof(struct jit_site) == 8, "the translator writes it piece by piece");
 
 /* What follows the call of JIT_EXIT_LINK. */

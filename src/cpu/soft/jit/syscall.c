@@ -156,8 +156,7 @@ static void mask_flags(const struct slow *slow)
 /* T1: struct jit_site. */
 static void return_address(struct asm_code *a)
 {
-    asm_op_mem(a, false, 0x1b7, GPR_RCX, asm_base(JIT_T1, JIT_SITE_OFFSET)); /* movzx */
-    asm_alu_imm(a, false, ASM_AND, GPR_RCX, PAGE_SIZE - 1);
+    asm_op_mem(a, false, 0x1b7, GPR_RCX, asm_base(JIT_T1, (int32_t)offsetof(struct jit_site, offset)));
     asm_op_mem(a, true, 0x03, GPR_RCX, JIT_FIELD(code_page)); /* add */
     asm_lea(a, GPR_RCX, asm_base(GPR_RCX, JIT_SYSCALL_LENGTH));
 }

@@ -59,8 +59,8 @@ static void emit_site(struct jit_translation *t, const struct jit_insn *i, uint3
 
     asm_u16(&t->a, (uint16_t)(site - t->native->start));
     asm_u16(&t->a, (uint16_t)(resume ? resume - site : 0));
-    asm_u16(&t->a, (uint16_t)(i->offset | i->in->length << 12));
-    asm_byte(&t->a, i->part);
+    asm_u16(&t->a, i->offset);
+    asm_byte(&t->a, i->part | (unsigned)i->in->length << 4);
     asm_byte(&t->a, i->index);
 }
 
@@ -423,13 +423,13 @@ static void emit_unlinked(struct jit_translation *t, struct jit_link *link, unsi
     const struct jit_loop *loop = &t->work->loop;
 
     if (k == loop->link) {
-        link->unlinked = (uint16_t)(loop->start - link->site);
+        link->unlinked = (int16_t)(loop->start - link->site);
         if (!t->cpu->lockstep)
             asm_patch(&t->a, loop->unpaid, t->a.at);
         jit_call_thunk(t, JIT_EXIT_LINK);
         return;
     }
-    link->unlinked = (uint16_t)(t->a.at - link->site);
+    link->unlinked = (int16_t)(t->a.at - link->site);
     asm_patch(&t->a, link->site, t->a.at);
     jit_call_thunk(t, link->flags & JIT_SAVED ? JIT_EXIT_LINK : JIT_EXIT_LINK_LIVE);
 }

@@ -353,10 +353,6 @@ void jit_jmp(struct jit_translation *t);
 void jit_jcc(struct jit_translation *t);
 void jit_call_near(struct jit_translation *t);
 void jit_ret(struct jit_translation *t);
-/* Through the jump cache: finds the entry of the RIP in `reg`, T1 is its offset; answers the jump taken when there is none. */
-uint32_t jit_look_up_jump(struct asm_code *a, unsigned reg);
-/* And goes there. T0: the RIP that was found. */
-void jit_jump_to_found(struct asm_code *a);
 /* The block ends before `offset`, which may be the page's size. */
 void jit_go_on(struct jit_translation *t, int64_t offset);
 /* The jump whose displacement is at `site` leads to this offset in the page. */
