@@ -43,6 +43,27 @@ static void test_masks(void **state)
     assert_true(cpu_model_init(&model, "x86-64-v3", &support, &one, &err) < 0);
 }
 
+/* System features of the engine's own making need nothing of the host, but the engine. */
+static void test_provided(void **state)
+{
+    const struct cpu_topology one = {.cpus = 1};
+    struct cpuid_support support = everything;
+    struct cpu_model model;
+    struct error err = {0};
+
+    (void)state;
+    assert_int_equal(cpu_model_init(&model, "host", &support, &one, &err), 0);
+    assert_true(cpu_model_has(&model, 1, 'c', 17)); /* PCID */
+    assert_true(cpu_model_has(&model, 7, 'b', 10)); /* INVPCID */
+    assert_true(cpu_model_has(&model, 7, 'c', 22)); /* RDPID */
+    assert_true(cpu_model_has(&model, 0x80000001, 'd', 27)); /* RDTSCP */
+    support.leaf1_ecx = ~(1u << 17);
+    support.ext1_edx = ~(1u << 27);
+    assert_int_equal(cpu_model_init(&model, "host", &support, &one, &err), 0);
+    assert_false(cpu_model_has(&model, 1, 'c', 17));
+    assert_false(cpu_model_has(&model, 0x80000001, 'd', 27));
+}
+
 static void test_baseline(void **state)
 {
     const struct cpu_topology four = {.cpus = 4};
@@ -90,6 +111,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_unknown_name),
         cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_provided),
         cmocka_unit_test(test_baseline),
         cmocka_unit_test(test_every_leaf_once),
     };
