@@ -37,7 +37,6 @@ enum soft_jit_thunk {
     JIT_EXIT_AT,        /* * uint16_t: offset in code_page to go on at */
     JIT_EXIT_AT_LIVE,   /* * the same */
     JIT_EXIT_TO,        /* R10: RIP to go on at */
-    JIT_EXIT_HERE,      /* s.rip says where to go on */
     JIT_EXIT_JUMP,      /* R8: RIP to go on at, which is not translated */
     JIT_EXIT_GP,        /* R10: RIP of the instruction that raises #GP(0) */
     /* Through the jump cache. R10 is where to: the linear address, or its distance from code_page where said. A guest

@@ -116,7 +116,6 @@ static void thunk_exit_rip(struct soft_jit *jit, struct asm_code *a, uint32_t an
 {
     jit->thunk[JIT_EXIT_TO] = a->at;
     asm_store(a, JIT_FIELD(s.rip), JIT_T0);
-    jit->thunk[JIT_EXIT_HERE] = a->at;
     store_guest(a);
     asm_jmp(a, jit->thunk[JIT_LEAVE]);
 

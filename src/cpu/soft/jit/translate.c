@@ -387,13 +387,19 @@ static void emit_body(struct jit_translation *t)
 
 /* ---- what is off the path ---- */
 
-/* The interpreter has done the access that was to open the window, and the flags are saved. */
+/* The interpreter has done the access that was to open the window, and the flags are saved. Where the window still cannot be
+ * looked up (it may cross a page), the code that follows is another translation's business. */
 static void resume_with_window(struct jit_translation *t, const struct jit_cold *cold)
 {
-    asm_patch(&t->a, jit_look_up_window(t, &cold->window), t->jit->thunk[JIT_EXIT_HERE]);
+    const struct jit_insn *i = &t->work->insn[cold->insn];
+    uint32_t miss = jit_look_up_window(t, &cold->window);
+
     if (cold->flags_after & JIT_LIVE)
         jit_emit_flags_load(&t->a);
     asm_jmp(&t->a, cold->resume);
+    asm_patch(&t->a, miss, t->a.at);
+    asm_mov_imm(&t->a, JIT_T0, (uint64_t)i->offset + i->z.length);
+    asm_jmp(&t->a, t->jit->thunk[JIT_GO_NEAR]);
 }
 
 static void emit_cold_one(struct jit_translation *t, const struct jit_cold *cold)
