@@ -166,8 +166,6 @@ static int boot_lines(const struct firmware_machine *machine, enum firmware_boot
                                            "/pci@i0cf8/ethernet@%x/ethernet-phy@0\n"};
     size_t used = 0;
 
-    if (kind == FIRMWARE_BOOT_CDROM)
-        return 0; /* CMOS says where those come: they have no device of their own kind yet */
     for (unsigned i = 0;; i++) {
         char device[32];
         int devfn;
@@ -188,7 +186,9 @@ static int describe_boot(const struct firmware_machine *machine, struct fw_cfg *
     size_t used = 0;
     int r;
 
-    for (unsigned i = 0; i < options->boot_count; i++)
+    /* What is listed goes before all that is not: what comes after CD-ROM drives, which are not, is
+     * left to CMOS. */
+    for (unsigned i = 0; i < options->boot_count && options->boot[i] != FIRMWARE_BOOT_CDROM; i++)
         used += (size_t)boot_lines(machine, options->boot[i], order + used, sizeof(order) - used);
     order[used] = '\0';
     r = fw_cfg_add_file(fw, "bootorder", order, used + 1);

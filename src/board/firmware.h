@@ -18,6 +18,10 @@
 #define FIRMWARE_MAX       (8u << 20)
 #define FIRMWARE_BOOTS_MAX 3u
 
+/* UEFI firmware maps all that the processor can address before it does anything else: more would
+ * take it minutes, and memory for the tables. */
+#define FIRMWARE_PHYS_BITS 40u
+
 enum firmware_boot { FIRMWARE_BOOT_DISK, FIRMWARE_BOOT_CDROM, FIRMWARE_BOOT_NET };
 
 struct firmware_options {

@@ -224,7 +224,8 @@ static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct
 
 static int pc_init_model(struct pc *pc, const struct pc_config *config, struct error *err)
 {
-    const struct cpu_topology topology = {.cpus = config->cpus};
+    const struct cpu_topology topology = {
+        .cpus = config->cpus, .phys_bits_max = config->firmware.image ? FIRMWARE_PHYS_BITS : 0};
     struct cpuid_support support = {0};
 
     pc->engine->cpuid_support(&support);
