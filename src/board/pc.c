@@ -216,6 +216,9 @@ static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct
     if (!pc->firmware.image)
         return 0;
     pci_host_set_bios(pc->pci, pc->firmware.image, pc->firmware.size);
+    r = firmware_add_flash(&pc->firmware, pc->machine);
+    if (r < 0)
+        return error_set(err, r, "cannot make the firmware's flash chip: %s", strerror(-r));
     r = fw_cfg_create(pc->machine, &pc->fw_cfg);
     if (r < 0)
         return error_set(err, r, "cannot make the firmware configuration device: %s", strerror(-r));
