@@ -5,42 +5,30 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "board/acpi/loader.h"
 #include "board/smbios.h"
+#include "device/cfi_flash.h"
 
 #define FOUR_GIB 0x100000000ull
 
 /* Images with a name of their own, and the package that brings them. */
-static const struct {
-    const char *name, *path, *package;
+static const struct firmware_known {
+    const char *name, *path, *vars, *package;
 } known[] = {
-    {"bios", "/usr/share/seabios/bios-256k.bin", "seabios"},
+    {"bios", "/usr/share/seabios/bios-256k.bin", NULL, "seabios"},
+    {"uefi", "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"},
 };
 
-static int firmware_read(int fd, const char *path, struct firmware *firmware, struct error *err)
+static int read_whole(int fd, const char *path, uint8_t *data, uint64_t size, struct error *err)
 {
     uint64_t done = 0;
-    struct stat st;
 
-    if (fstat(fd, &st) < 0)
-        return error_set(err, -errno, "cannot read firmware '%s': %s", path, strerror(errno));
-    if (!S_ISREG(st.st_mode))
-        return error_set(err, -EINVAL, "cannot use firmware '%s': not a regular file", path);
-    /* The reset vector is 16 bytes before the end, and ROMs are whole 64 KiB. */
-    if (st.st_size == 0 || st.st_size > FIRMWARE_MAX || st.st_size % 0x10000)
-        return error_set(
-            err, -EINVAL,
-            "cannot use firmware '%s': its size is not a multiple of 64 KiB up to %u MiB", path,
-            FIRMWARE_MAX >> 20);
-    firmware->size = (uint64_t)st.st_size;
-    firmware->image = malloc(firmware->size);
-    if (!firmware->image)
-        return error_set(err, -ENOMEM, "no memory to read firmware '%s'", path);
-    while (done < firmware->size) {
-        ssize_t n = pread(fd, firmware->image + done, firmware->size - done, (off_t)done);
+    while (done < size) {
+        ssize_t n = pread(fd, data + done, size - done, (off_t)done);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -52,23 +40,32 @@ static int firmware_read(int fd, const char *path, struct firmware *firmware, st
     return 0;
 }
 
-int firmware_open(struct firmware *firmware, const struct firmware_options *options,
-                  struct error *err)
+/* The reset vector is 16 bytes before an image's end; ROMs are whole pages. */
+static int read_image(int fd, const char *path, uint8_t **data, uint64_t *size, struct error *err)
 {
-    const char *path = options->image, *package = NULL;
-    int fd, r;
+    struct stat st;
 
-    *firmware = (struct firmware){0};
-    if (!path)
-        return 0;
-    for (size_t i = 0; i < ARRAY_SIZE(known); i++) {
-        if (strcmp(path, known[i].name) == 0) {
-            path = known[i].path;
-            package = known[i].package;
-            break;
-        }
-    }
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fstat(fd, &st) < 0)
+        return error_set(err, -errno, "cannot read firmware '%s': %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return error_set(err, -EINVAL, "cannot use firmware '%s': not a regular file", path);
+    if (st.st_size == 0 || st.st_size > FIRMWARE_MAX || st.st_size % PAGE_SIZE)
+        return error_set(
+            err, -EINVAL,
+            "cannot use firmware '%s': its size is not a multiple of 4 KiB up to %u MiB", path,
+            FIRMWARE_MAX >> 20);
+    *size = (uint64_t)st.st_size;
+    *data = malloc(*size);
+    if (!*data)
+        return error_set(err, -ENOMEM, "no memory to read firmware '%s'", path);
+    return read_whole(fd, path, *data, *size, err);
+}
+
+static int open_image(const char *path, const char *package, uint8_t **data, uint64_t *size,
+                      struct error *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), r;
+
     if (fd < 0 && errno == ENOENT && package)
         return error_set(err, -ENOENT,
                          "cannot open firmware '%s': no such file (install the package %s, or give "
@@ -76,8 +73,65 @@ int firmware_open(struct firmware *firmware, const struct firmware_options *opti
                          path, package);
     if (fd < 0)
         return error_set(err, -errno, "cannot open firmware '%s': %s", path, strerror(errno));
-    r = firmware_read(fd, path, firmware, err);
+    r = read_image(fd, path, data, size, err);
     close(fd);
+    return r;
+}
+
+static int vars_error(const char *path, int code, struct error *err)
+{
+    return error_set(err, code, "cannot use the firmware's variables '%s': %s", path,
+                     code == -EWOULDBLOCK ? "another machine has them" : strerror(-code));
+}
+
+/* A new file gets the template's bytes, which are in firmware->vars; else the file's come there. */
+static int open_vars(struct firmware *firmware, const char *path, struct error *err)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
+    struct stat st;
+
+    if (fd < 0)
+        return vars_error(path, -errno, err);
+    firmware->vars_fd = fd;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0 || fstat(fd, &st) < 0)
+        return vars_error(path, -errno, err);
+    if (!S_ISREG(st.st_mode))
+        return vars_error(path, -EINVAL, err);
+    if (st.st_size == 0) {
+        if (pwrite(fd, firmware->vars, firmware->vars_size, 0) == (ssize_t)firmware->vars_size)
+            return 0;
+        return vars_error(path, errno ? -errno : -EIO, err);
+    }
+    if ((uint64_t)st.st_size != firmware->vars_size)
+        return error_set(
+            err, -EINVAL,
+            "cannot use the firmware's variables '%s': the file has %llu bytes, not %llu "
+            "(another firmware's?)",
+            path, (unsigned long long)st.st_size, (unsigned long long)firmware->vars_size);
+    return read_whole(fd, path, firmware->vars, firmware->vars_size, err);
+}
+
+int firmware_open(struct firmware *firmware, const struct firmware_options *options,
+                  struct error *err)
+{
+    const struct firmware_known *image = NULL;
+    int r;
+
+    *firmware = (struct firmware){.vars_fd = -1};
+    if (!options->image)
+        return 0;
+    for (size_t i = 0; i < ARRAY_SIZE(known); i++) {
+        if (strcmp(options->image, known[i].name) == 0)
+            image = &known[i];
+    }
+    if (options->vars && !(image && image->vars))
+        return error_set(err, -EINVAL, "--firmware: only uefi has variables");
+    r = open_image(image ? image->path : options->image, image ? image->package : NULL,
+                   &firmware->image, &firmware->size, err);
+    if (r == 0 && image && image->vars)
+        r = open_image(image->vars, image->package, &firmware->vars, &firmware->vars_size, err);
+    if (r == 0 && options->vars)
+        r = open_vars(firmware, options->vars, err);
     if (r < 0)
         firmware_close(firmware);
     return r;
@@ -86,14 +140,37 @@ int firmware_open(struct firmware *firmware, const struct firmware_options *opti
 void firmware_close(struct firmware *firmware)
 {
     free(firmware->image);
-    *firmware = (struct firmware){0};
+    free(firmware->vars);
+    if (firmware->vars_fd >= 0)
+        close(firmware->vars_fd);
+    *firmware = (struct firmware){.vars_fd = -1};
+}
+
+static gpa_t vars_place(const struct firmware *firmware)
+{
+    return FOUR_GIB - firmware->size - firmware->vars_size;
 }
 
 int firmware_add_rom(const struct firmware *firmware, struct mem *mem, struct error *err)
 {
+    int r;
+
     if (!firmware->image)
         return 0;
-    return mem_add_rom(mem, FOUR_GIB - firmware->size, firmware->image, firmware->size, err);
+    r = mem_add_rom(mem, FOUR_GIB - firmware->size, firmware->image, firmware->size, err);
+    if (r == 0 && firmware->vars)
+        r = mem_add_rom(mem, vars_place(firmware), firmware->vars, firmware->vars_size, err);
+    return r;
+}
+
+int firmware_add_flash(struct firmware *firmware, struct machine *machine)
+{
+    int fd = firmware->vars_fd;
+
+    if (!firmware->vars)
+        return 0;
+    firmware->vars_fd = -1; /* the chip's now */
+    return cfi_flash_create(machine, vars_place(firmware), firmware->vars_size, fd);
 }
 
 /* "etc/e820": RAM alone; firmware knows what it reserves. */
@@ -166,8 +243,6 @@ static int boot_lines(const struct firmware_machine *machine, enum firmware_boot
                                            "/pci@i0cf8/ethernet@%x/ethernet-phy@0\n"};
     size_t used = 0;
 
-    if (kind == FIRMWARE_BOOT_CDROM)
-        return 0; /* CMOS says where those come: they have no device of their own kind yet */
     for (unsigned i = 0;; i++) {
         char device[32];
         int devfn;
@@ -188,7 +263,9 @@ static int describe_boot(const struct firmware_machine *machine, struct fw_cfg *
     size_t used = 0;
     int r;
 
-    for (unsigned i = 0; i < options->boot_count; i++)
+    /* What is listed goes before all that is not: what comes after CD-ROM drives, which are not, is
+     * left to CMOS. */
+    for (unsigned i = 0; i < options->boot_count && options->boot[i] != FIRMWARE_BOOT_CDROM; i++)
         used += (size_t)boot_lines(machine, options->boot[i], order + used, sizeof(order) - used);
     order[used] = '\0';
     r = fw_cfg_add_file(fw, "bootorder", order, used + 1);

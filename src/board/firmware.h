@@ -18,10 +18,16 @@
 #define FIRMWARE_MAX       (8u << 20)
 #define FIRMWARE_BOOTS_MAX 3u
 
+/* UEFI firmware maps all that the processor can address before it does anything else: more would
+ * take it minutes, and memory for the tables. */
+#define FIRMWARE_PHYS_BITS 40u
+
 enum firmware_boot { FIRMWARE_BOOT_DISK, FIRMWARE_BOOT_CDROM, FIRMWARE_BOOT_NET };
 
 struct firmware_options {
-    const char *image; /* "bios", or a file; NULL: no firmware. Borrowed */
+    const char *image; /* "bios", "uefi", or a file; NULL: no firmware. Borrowed */
+    const char *vars;  /* uefi: the file of the machine's variables, made when it is missing; NULL:
+                          they are forgotten */
     enum firmware_boot boot[FIRMWARE_BOOTS_MAX]; /* in order; what is not in it comes last */
     unsigned boot_count;
 };
@@ -29,15 +35,23 @@ struct firmware_options {
 struct firmware {
     uint8_t *image; /* owned; NULL: none */
     uint64_t size;
+    uint8_t
+        *vars; /* owned: what the flash chip below the image holds at first; NULL: there is none */
+    uint64_t vars_size;
+    int vars_fd; /* owned; -1: none */
 };
 
-/* Reads the image. The error names the package that has it. */
+/* Reads the image, and the variables, which are locked. The error names the package that has the
+ * image. */
 nodiscard int firmware_open(struct firmware *firmware, const struct firmware_options *options,
                             struct error *err);
 void firmware_close(struct firmware *firmware);
 
-/* Puts it at the end of the first 4 GiB, as ROM. Before the engine makes the VM. */
+/* Puts it at the end of the first 4 GiB, as ROM, the variables below. Before the engine makes the
+ * VM. */
 nodiscard int firmware_add_rom(const struct firmware *firmware, struct mem *mem, struct error *err);
+/* Makes the variables' place a flash chip. */
+nodiscard int firmware_add_flash(struct firmware *firmware, struct machine *machine);
 
 /* What firmware is told. All borrowed. */
 struct firmware_machine {

@@ -16,7 +16,7 @@ static void memory_map_set_mmio64(struct memory_map *map, unsigned phys_bits)
 {
     uint64_t limit = phys_bits < 52 ? 1ull << phys_bits : 1ull << 52;
     uint64_t base = align_up(map->high_end, GIB);
-    uint64_t end = base + PCI_MMIO64_SIZE;
+    uint64_t end = align_up(base + 1, PCI_MMIO64_TOP);
 
     map->mmio64_base = base;
     map->mmio64_end = end < limit ? end : limit;

@@ -216,6 +216,9 @@ static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct
     if (!pc->firmware.image)
         return 0;
     pci_host_set_bios(pc->pci, pc->firmware.image, pc->firmware.size);
+    r = firmware_add_flash(&pc->firmware, pc->machine);
+    if (r < 0)
+        return error_set(err, r, "cannot make the firmware's flash chip: %s", strerror(-r));
     r = fw_cfg_create(pc->machine, &pc->fw_cfg);
     if (r < 0)
         return error_set(err, r, "cannot make the firmware configuration device: %s", strerror(-r));
@@ -224,7 +227,8 @@ static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct
 
 static int pc_init_model(struct pc *pc, const struct pc_config *config, struct error *err)
 {
-    const struct cpu_topology topology = {.cpus = config->cpus};
+    const struct cpu_topology topology = {
+        .cpus = config->cpus, .phys_bits_max = config->firmware.image ? FIRMWARE_PHYS_BITS : 0};
     struct cpuid_support support = {0};
 
     pc->engine->cpuid_support(&support);

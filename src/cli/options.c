@@ -80,9 +80,23 @@ static int set_kernel(struct run_options *options, const char *value, struct err
 
 static int set_firmware(struct run_options *options, const char *value, struct error *err)
 {
+    const char *vars = strstr(value, ",vars=");
+    char *copy;
+
     if (!*value)
-        return error_set(err, -EINVAL, "--firmware: which? (write bios or a file's name)");
-    options->config.firmware.image = value;
+        return error_set(err, -EINVAL, "--firmware: which? (write bios, uefi or a file's name)");
+    free(options->firmware_copy);
+    options->firmware_copy = copy = strdup(value);
+    if (!copy)
+        return error_set(err, -ENOMEM, "out of memory");
+    options->config.firmware.image = copy;
+    options->config.firmware.vars = NULL;
+    if (!vars)
+        return 0;
+    copy[vars - value] = '\0';
+    options->config.firmware.vars = copy + (vars - value) + strlen(",vars=");
+    if (strcmp(copy, "uefi") != 0 || !*options->config.firmware.vars)
+        return error_set(err, -EINVAL, "--firmware: variables are written uefi,vars=FILE");
     return 0;
 }
 
@@ -323,7 +337,7 @@ static const struct option options_table[] = {
     {"cpus", "N", "virtual CPUs, 1 to 64 (default 1)", set_cpus},
     {"memory", "SIZE", "guest memory, with suffix K, M or G (default 512M)", set_memory},
     {"kernel", "FILE", "bzImage, ELF with a PVH note, or multiboot ELF", set_kernel},
-    {"firmware", "bios|FILE", "starts the machine when no kernel is given (default bios, with a disk)",
+    {"firmware", "bios|uefi[,vars=FILE]|FILE", "starts the machine when no kernel is given (default bios, with a disk)",
      set_firmware},
     {"boot", "disk,cdrom,net", "what firmware tries, in this order (default disk,cdrom,net)", set_boot},
     {"initrd", "FILE", "initial RAM disk; for multiboot a module (repeatable)", set_initrd},
@@ -454,6 +468,8 @@ int run_options_parse(struct run_options *options, int argc, char **argv, struct
 
 void run_options_release(struct run_options *options)
 {
+    free(options->firmware_copy);
+    options->firmware_copy = NULL;
     for (unsigned i = 0; i < options->storage_count; i++)
         free(options->storage[i]);
     options->storage_count = 0;

@@ -11,6 +11,7 @@ struct run_options {
     const char *dump_acpi;   /* a directory for the ACPI tables, instead of running; or NULL */
     char *storage[VM_DISKS_MAX]; /* owned copies of --disk arguments, cut into pieces */
     unsigned storage_count;
+    char *firmware_copy;     /* owned copy of --firmware's argument, cut into pieces */
 };
 
 /* argv[0] is the command's name. -EINVAL with err set on a usage error; release either way. */

@@ -653,6 +653,8 @@ int cpu_model_init(struct cpu_model *model, const char *name, const struct cpuid
     snprintf(model->name, sizeof(model->name), "%s", name);
     model->tsc_khz = clock_host_tsc_khz();
     model->phys_bits = cpuid_phys_bits(&b.host);
+    if (topology->phys_bits_max && model->phys_bits > topology->phys_bits_max)
+        model->phys_bits = topology->phys_bits_max;
     model->xcr0_mask = b.has.xcr0 ? b.has.xcr0 : XCR0_X87;
     cpuid_put_basic(&b);
     if (b.host.intel)

@@ -36,6 +36,7 @@ struct cpu_model {
 
 struct cpu_topology {
     unsigned cpus; /* one package, `cpus` cores, one thread each */
+    unsigned phys_bits_max; /* at most this physical address width; 0: the host's */
 };
 
 /* Bits an engine can run: the model is masked with it. Registers as in the leaf named. */

@@ -15,7 +15,7 @@
 #define PCI_ECAM_SIZE   0x10000000u
 #define PCI_MMIO32_BASE 0xc0000000u /* BARs below 4 GiB: up to PCI_MMIO32_END */
 #define PCI_MMIO32_END  0xfec00000u /* the I/O APIC */
-#define PCI_MMIO64_SIZE 0x4000000000ull /* BARs above RAM */
+#define PCI_MMIO64_TOP  0x10000000000ull /* BARs above RAM: up to a multiple of this */
 
 #define PCI_DEVFN(slot, function) ((unsigned)(slot) << 3 | (function))
 #define PCI_DEVFNS                256u /* of bus 0 */

@@ -8,12 +8,15 @@
 
 #include "base/log.h"
 #include "chip/acpi_pm.h"
+#include "device/cfi_flash.h"
 #include "device/fw_cfg.h"
 #include "device/i8042.h"
 #include "device/ich9_lpc.h"
 #include "device/pci.h"
 
 #define RAM       0x400000u
+#define FLASH     0xfff00000u
+#define FLASHED   0x4000u
 #define STEPS_MAX 400u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -85,6 +88,17 @@ static void store(struct script *s)
     mem_write32(s->machine->mem, gpa, (uint32_t)take(s, 4));
 }
 
+static void flash(struct script *s)
+{
+    static const uint8_t commands[] = {0x10, 0x20, 0x40, 0x50, 0x60, 0x70, 0x90, 0x98, 0xd0, 0xe8, 0xff};
+    unsigned op = (unsigned)take(s, 1), size = 1u << (op & 3);
+    gpa_t gpa = FLASH + (take(s, 2) % FLASHED & ~(uint64_t)(size - 1));
+    uint64_t value = op & 4 ? take(s, 8) : commands[take(s, 1) % ARRAY_SIZE(commands)];
+
+    bus_write(s->machine->bus, BUS_MEMORY, gpa, size, value);
+    (void)bus_read(s->machine->bus, BUS_MEMORY, gpa, size);
+}
+
 static void save_and_load(struct script *s)
 {
     for (struct device *dev = s->machine->devices; dev; dev = dev->next) {
@@ -112,8 +126,8 @@ static void step(struct script *s)
     unsigned op = (unsigned)take(s, 1);
 
     switch (op & 7) {
-    case 0:
-    case 1: dma(s); break;
+    case 0: dma(s); break;
+    case 1: flash(s); break;
     case 2:
     case 3: ports(s); break;
     case 4: config(s); break;
@@ -122,7 +136,7 @@ static void step(struct script *s)
     default:
         if (op & 8)
             machine_reset_devices(s->machine);
-        else
+        else if (!(op & 0xf0)) /* seldom: it takes long */
             save_and_load(s);
     }
 }
@@ -145,7 +159,8 @@ static void build(struct machine *machine)
     if (mem_add_ram(machine->mem, 0, RAM, &err) || acpi_pm_create(machine, 0x600, none, &pm) ||
         i8042_create(machine, none, none) || pci_host_create(machine, &host) ||
         ich9_lpc_create(host, pm, &none, &lpc) || fw_cfg_create(machine, &fw) ||
-        fw_cfg_add_file(fw, "etc/one", "one", 3) || fw_cfg_add_file(fw, "etc/two", image, 5000))
+        mem_add_rom(machine->mem, FLASH, image, FLASHED, &err) ||
+        cfi_flash_create(machine, FLASH, FLASHED, -1) || fw_cfg_add_file(fw, "etc/one", "one", 3) || fw_cfg_add_file(fw, "etc/two", image, 5000))
         abort();
     for (unsigned i = 16; i < GSI_COUNT; i++)
         machine->gsi[i] = (struct irq_line){.set = pirq_set, .opaque = lpc, .number = i};

@@ -1,4 +1,4 @@
-"""Debian's SeaBIOS from the reset vector, unmodified boot loaders from a disk, and what they find."""
+"""Debian's SeaBIOS and OVMF from the reset vector, unmodified boot loaders from a disk, and what they find."""
 import pathlib
 import re
 import struct
@@ -203,6 +203,35 @@ def test_several_disks_and_cpus(initramfs, kernels, disk, tmp_path):
     assert "COMPLAINT" not in out, out[-3000:]
 
 
+UEFI_LINUX = "fs0:\\vmlinuz {append} initrd=\\initrd\r\n"
+
+
+def test_uefi_boots_linux(initramfs, kernels, disk):
+    """The shell of Debian's OVMF starts the kernel by its EFI stub; tables are OVMF's copies of the machine's."""
+    append = linux(initramfs, kernels, disk, FACTS + "\n[ -d /sys/firmware/efi ] && echo EFI\n")
+    disk.text("startup.nsh", UEFI_LINUX.format(append=append))
+    out, _ = run(disk, "--firmware", "uefi", "--cpus", 2)
+    assert "UEFI Interactive Shell" in out, out[-3000:]
+    assert "LODGE-TEST-END" in out, out[-3000:]
+    assert "COMPLAINT" not in out, out[-3000:]
+    assert "EFI\n" in out and "CPUS 2" in out and "VENDOR Lodge" in out
+    assert set(re.findall(r"TABLE (\S+)", out)) == {"DSDT", "APIC", "MCFG", "FACP", "FACS"}
+
+
+def test_uefi_variables_are_kept(disk, tmp_path):
+    """The shell keeps what `set` was told in the firmware's variables, which a file has."""
+    variables = tmp_path / "variables"
+    disk.text("startup.nsh", "echo FOUND %keeper%.\r\nset keeper house\r\nreset -s\r\n")
+    for expected in "%keeper%", "house":
+        out, _ = run(disk, "--firmware", f"uefi,vars={variables}")
+        assert f"FOUND {expected}." in out, out[-2000:]
+    out, _ = run(disk, "--firmware", "uefi") # without a file they are forgotten
+    assert "FOUND %keeper%." in out, out[-2000:]
+    variables.write_bytes(bytes(4096))
+    status, line = refused("--firmware", f"uefi,vars={variables}")
+    assert status == 1 and str(variables) in line and "4096 bytes" in line
+
+
 def banner(*options, seconds=10):
     """What comes on the serial console before the machine is killed."""
     with pytest.raises(subprocess.TimeoutExpired) as expired:
@@ -231,6 +260,8 @@ def refused(*options):
     (["--disk", "x", "--boot", "disc"], ["did you mean disk"]),
     (["--disk", "x", "--boot", "disk,disk"], ["twice"]),
     (["--firmware", ""], ["--firmware"]),
+    (["--firmware", "bios,vars=x"], ["uefi,vars=FILE"]),
+    (["--firmware", "uefi,vars="], ["uefi,vars=FILE"]),
 ], ids=lambda value: " ".join(value))
 def test_usage(options, words):
     status, line = refused(*options)
@@ -242,7 +273,7 @@ def test_usage(options, words):
 def test_images_that_cannot_be_firmware(tmp_path):
     (tmp_path / "odd").write_bytes(bytes(1000))
     (tmp_path / "empty").write_bytes(b"")
-    for name, word in ("odd", "multiple of 64 KiB"), ("empty", "multiple of 64 KiB"), ("missing", "No such file"), \
+    for name, word in ("odd", "multiple of 4 KiB"), ("empty", "multiple of 4 KiB"), ("missing", "No such file"), \
             (".", "regular file"):
         status, line = refused("--firmware", tmp_path / name)
         assert status == 1

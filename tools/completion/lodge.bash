@@ -12,7 +12,7 @@ _lodge() {
     --cpu-model) mapfile -t COMPREPLY < <(compgen -W "host x86-64-v1 x86-64-v2 x86-64-v3 x86-64-v4" -- "$cur") ;;
     --net) mapfile -t COMPREPLY < <(compgen -W "user none user,forward=" -- "$cur") ;;
     --serial) mapfile -t COMPREPLY < <(compgen -W "stdio none file: unix:" -- "$cur") ;;
-    --firmware) mapfile -t COMPREPLY < <(compgen -W "bios" -- "$cur"; compgen -f -- "$cur") ;;
+    --firmware) mapfile -t COMPREPLY < <(compgen -W "bios uefi uefi,vars=" -- "$cur"; compgen -f -- "$cur") ;;
     --boot) mapfile -t COMPREPLY < <(compgen -W "disk cdrom net disk,cdrom,net" -- "$cur") ;;
     --kernel | --initrd | --disk) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --dump-acpi) mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;

@@ -13,7 +13,7 @@
 #define RSDP_ALIGNMENT     16u
 #define RSDP_RSDT          16u /* ACPI 6.4, 5.2.5.3 */
 #define RSDP_XSDT          24u
-#define RSDP_CHECKSUM      8u  /* of the first 20 bytes */
+#define RSDP_CHECKSUM      8u /* of the first 20 bytes */
 #define RSDP_CHECKSUM_SIZE 20u
 #define RSDP_EXTENDED      32u /* of all */
 #define TABLE_CHECKSUM     9u  /* 5.2.6 */
@@ -64,6 +64,7 @@ static void loader_pointer(struct acpi_loader *loader, const char *file, uint32_
     loader_command(loader, &command, sizeof(command));
 }
 
+/* The byte must be 0 before: OVMF sums it up with the others. */
 static void loader_checksum(struct acpi_loader *loader, const char *file, uint32_t offset,
                             uint32_t start, uint32_t length)
 {
@@ -110,14 +111,18 @@ void acpi_loader_build(const struct acpi_tables *tables, struct acpi_loader *loa
     for (unsigned i = 0; i < tables->count; i++) {
         const struct acpi_table_place *place = &tables->tables[i];
 
-        if (loader_has_checksum(place))
-            loader_checksum(loader, ACPI_LOADER_TABLES, place->offset + TABLE_CHECKSUM,
-                            place->offset, place->length);
+        if (!loader_has_checksum(place))
+            continue;
+        loader->tables[place->offset + TABLE_CHECKSUM] = 0;
+        loader_checksum(loader, ACPI_LOADER_TABLES, place->offset + TABLE_CHECKSUM, place->offset,
+                        place->length);
     }
     loader_make_relative(loader->rsdp + RSDP_RSDT, 4);
     loader_pointer(loader, ACPI_LOADER_RSDP, RSDP_RSDT, 4);
     loader_make_relative(loader->rsdp + RSDP_XSDT, 8);
     loader_pointer(loader, ACPI_LOADER_RSDP, RSDP_XSDT, 8);
+    loader->rsdp[RSDP_CHECKSUM] = 0;
+    loader->rsdp[RSDP_EXTENDED] = 0;
     loader_checksum(loader, ACPI_LOADER_RSDP, RSDP_CHECKSUM, 0, RSDP_CHECKSUM_SIZE);
     loader_checksum(loader, ACPI_LOADER_RSDP, RSDP_EXTENDED, 0, ACPI_RSDP_SIZE);
 }
