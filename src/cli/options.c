@@ -124,9 +124,24 @@ static int set_append(struct run_options *options, const char *value, struct err
     return 0;
 }
 
-static int disk_word(struct block_options *disk, const char *word, struct error *err)
+static int disk_bus(enum pc_disk_bus *bus, const char *name, struct error *err)
 {
-    static const char *const words[] = {"ro", "format=raw"};
+    static const char *const names[] = {[PC_DISK_VIRTIO] = "virtio", [PC_DISK_AHCI] = "ahci"};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *bus = (enum pc_disk_bus)i;
+            return 0;
+        }
+    }
+    return error_set(err, -EINVAL, "--disk: there is no interface '%s' (it takes if=virtio and if=ahci)",
+                     name);
+}
+
+static int disk_word(struct block_options *disk, enum pc_disk_bus *bus, const char *word,
+                     struct error *err)
+{
+    static const char *const words[] = {"ro", "format=raw", "if=virtio", "if=ahci"};
     const char *nearest;
 
     if (strcmp(word, "ro") == 0) {
@@ -139,15 +154,18 @@ static int disk_word(struct block_options *disk, const char *word, struct error 
     }
     if (strncmp(word, "format=", 7) == 0)
         return error_set(err, -EINVAL, "--disk: format '%s' is not supported (use raw)", word + 7);
+    if (strncmp(word, "if=", 3) == 0)
+        return disk_bus(bus, word + 3, err);
     nearest = cli_nearest(word, words, ARRAY_SIZE(words));
     return error_set(err, -EINVAL, "--disk: unknown word '%s' (%s%s)", word,
-                     nearest ? "did you mean " : "it takes ro and format=raw",
+                     nearest ? "did you mean " : "it takes ro, format=raw and if=virtio|ahci",
                      nearest ? nearest : "");
 }
 
 static int set_disk(struct run_options *options, const char *value, struct error *err)
 {
     struct block_options *disk;
+    enum pc_disk_bus *bus;
     char *copy, *word, *rest;
     int ret = 0;
 
@@ -157,14 +175,30 @@ static int set_disk(struct run_options *options, const char *value, struct error
     if (!copy)
         return error_set(err, -ENOMEM, "out of memory");
     options->storage[options->storage_count++] = copy;
+    bus = &options->config.disk_bus[options->config.disk_count];
     disk = &options->config.disk[options->config.disk_count++];
     rest = copy;
     disk->path = strsep(&rest, ",");
     while (ret == 0 && (word = strsep(&rest, ",")))
-        ret = disk_word(disk, word, err);
+        ret = disk_word(disk, bus, word, err);
     if (ret == 0 && !*disk->path)
         ret = error_set(err, -EINVAL, "--disk: which file? (write --disk FILE[,ro])");
+    if (ret == 0 && disk->readonly && *bus == PC_DISK_AHCI)
+        ret = error_set(err, -EINVAL,
+                        "--disk: '%s': an ahci disk cannot be read-only (use if=virtio, or --cdrom)",
+                        disk->path);
     return ret;
+}
+
+static int set_cdrom(struct run_options *options, const char *value, struct error *err)
+{
+    if (options->config.cdrom_count == VM_CDROMS_MAX)
+        return error_set(err, -EINVAL, "--cdrom: at most %u are possible", VM_CDROMS_MAX);
+    if (!*value)
+        return error_set(err, -EINVAL, "--cdrom: which file? (write --cdrom FILE)");
+    options->config.cdrom[options->config.cdrom_count++] =
+        (struct block_options){.path = value, .readonly = true};
+    return 0;
 }
 
 static int net_forward(struct net_user_options *net, char *word, struct error *err)
@@ -315,7 +349,9 @@ static const struct option options_table[] = {
     {"boot", "disk,cdrom,net", "what firmware tries, in this order (default disk,cdrom,net)", set_boot},
     {"initrd", "FILE", "initial RAM disk; for multiboot a module (repeatable)", set_initrd},
     {"append", "STRING", "the kernel's command line", set_append},
-    {"disk", "FILE[,ro][,format=raw]", "a virtio disk (repeatable)", set_disk},
+    {"disk", "FILE[,ro][,format=raw][,if=virtio|ahci]", "a disk, on virtio or SATA (repeatable)",
+     set_disk},
+    {"cdrom", "FILE", "a SATA CD-ROM drive with this ISO image in it (repeatable)", set_cdrom},
     {"net", "user[,forward=HOST:GUEST]|none",
      "user-mode NAT, with TCP (or udp:) ports forwarded (default user)", set_net},
     {"serial", "stdio|none|file:PATH|unix:PATH", "where the first serial port goes (default stdio)",
