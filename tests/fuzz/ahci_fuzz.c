@@ -131,7 +131,7 @@ static void rig_command(void *opaque, struct driver *d, const uint8_t *b)
         rig_host(rig, b);
     else if (b[0] & 0x40)
         ahci_port_set(&rig->a, b[1] % 3, 4u * (b[2] % 16),
-                      (uint32_t)(b[3] | b[4] << 8 | b[5] << 24));
+                      (uint32_t)(b[3] | b[4] << 8 | (uint32_t)b[5] << 24));
     else
         rig_issue(rig, b);
 }

@@ -78,6 +78,20 @@ static void finish_queued(struct ahci_command *cmd)
     port_halt(port, cmd->slot, PX_IS_TFES);
 }
 
+/* By which FIS before the last one the data came; with data to the host of a plain command it is
+ * the last. */
+static void finish_pio(struct ahci_command *cmd)
+{
+    const struct ata_task *task = &cmd->task;
+    bool packet =
+        task->protocol == ATA_PACKET_DATA && !(task->tf.feature & 1); /* no DMA asked for */
+
+    if (task->protocol == ATA_PIO_OUT)
+        ahci_fis_pio_setup(cmd->port, &task->tf, cmd->moved, false, false);
+    else if (task->protocol == ATA_PIO_IN || (packet && cmd->moved))
+        ahci_fis_pio_setup(cmd->port, &task->tf, cmd->moved, true, true);
+}
+
 static void finish_single(struct ahci_command *cmd)
 {
     struct ahci_port *port = cmd->port;
@@ -85,14 +99,12 @@ static void finish_single(struct ahci_command *cmd)
     bool failed = task->tf.status & ATA_STATUS_ERR;
 
     mem_write32(port->hba->mem, cmd->header + HEADER_PRDBC, cmd->moved);
-    if (!failed)
+    if (!failed) {
         port->ci &= ~slot_bit(cmd);
-    if (task->protocol == ATA_PIO_IN && !failed) {
-        ahci_fis_pio_setup(port, &task->tf, cmd->moved, true, true);
-        return;
+        finish_pio(cmd);
+        if (task->protocol == ATA_PIO_IN)
+            return;
     }
-    if (task->protocol == ATA_PIO_OUT && !failed)
-        ahci_fis_pio_setup(port, &task->tf, cmd->moved, false, false);
     ahci_fis_register(port, &task->tf, true);
     if (failed)
         port_halt(port, cmd->slot, PX_IS_TFES);

@@ -390,6 +390,27 @@ static void test_comreset_during_io(void **state)
     assert_int_equal(get(CI), 0);
 }
 
+/* Stopped and started again while the old command still runs: the new one waits for its end. */
+static void test_restart_during_io(void **state)
+{
+    (void)state;
+    f.disk->hold = true;
+    ISSUE(0, one_page, .command = 0x25, .lba = 0, .count = 8);
+    set(CMD, 0x10);
+    set(CMD, 0x11);
+    ISSUE(0, one_page, .command = 0x25, .lba = 8, .count = 8);
+    assert_int_equal(f.disk->held_count, 1);
+    assert_int_equal(get(CI), 1);
+    fake_disk_finish(f.disk, 0);
+    assert_int_equal(f.disk->held_count, 1);
+    assert_int_equal(get(CI), 1);
+    assert_int_equal(get(IS), 0);
+    fake_disk_finish(f.disk, 0);
+    assert_int_equal(get(CI), 0);
+    assert_int_equal(get(IS), 1);
+    assert_int_equal(byte_at(DATA), 9);
+}
+
 static void test_adapter_reset_during_io(void **state)
 {
     (void)state;
@@ -463,6 +484,10 @@ static void test_packets(void **state)
     packet(0, sense, 18);
     assert_int_equal(prdbc(1, 0), 18);
     assert_int_equal(byte_at(DATA + 12), 0x29);
+    assert_int_equal(ahci_port_get(&f.a, 1, IS), 0x01); /* DMA: no PIO setup */
+    issue_on(1, 2, (struct ahci_issue){.command = 0xa0, .cdb = sense}, 1, sector);
+    assert_int_equal(ahci_port_get(&f.a, 1, IS), 0x03);
+    assert_int_equal(byte_at(AHCI_FIS(1) + 0x30), 18); /* bytes it said it would move */
     packet(1, read, 4096);
     assert_int_equal(ahci_port_get(&f.a, 1, CI), 0);
     assert_int_equal(ahci_port_get(&f.a, 1, TFD), 0x50);
@@ -693,6 +718,7 @@ int main(void)
         STARTED(test_addresses_outside_memory),
         STARTED(test_trim),
         STARTED(test_comreset_during_io),
+        STARTED(test_restart_during_io),
         STARTED(test_adapter_reset_during_io),
         STARTED(test_software_reset),
         STARTED(test_command_list_override),
