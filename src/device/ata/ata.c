@@ -387,6 +387,10 @@ void ata_command(struct ata_device *dev, struct ata_task *task, const uint8_t *c
         run_signature_abort(dev, task, 0);
     else
         ata_fail(task, ATA_ERROR_ABRT);
+    /* A driver asks a packet device for sense data whatever failed. */
+    if (dev->kind == ATA_CD && task->protocol != ATA_PACKET_DATA &&
+        task->tf.status & ATA_STATUS_ERR)
+        dev->cd.sense = SCSI_SENSE_INVALID_COMMAND;
 }
 
 /* A read fails where it could not be read; a failed write or flush is the device's fault

@@ -291,6 +291,7 @@ static void test_smart(void **state)
 static void test_packet_device(void **state)
 {
     const uint8_t ready[12] = {0}, inquiry[12] = {0x12, 0, 0, 0, 36};
+    const uint8_t sense[12] = {0x03, 0, 0, 0, 18};
     struct ata_taskfile tf = {0};
 
     (void)state;
@@ -311,6 +312,10 @@ static void test_packet_device(void **state)
     start((struct ata_taskfile){.command = 0xa0}, inquiry);
     assert_int_equal(f.task.io.step, DRIVE_DATA_IN);
     assert_int_equal(f.task.io.len, 36);
+    START(.command = 0xec);
+    start((struct ata_taskfile){.command = 0xa0}, sense); /* what the refusal left */
+    assert_int_equal(f.data[2], 5);
+    assert_int_equal(f.data[12], 0x20);
     START(.command = 0xa0); /* without a command block */
     assert_failed(0x04);
     START(.command = 0x25, .count = 1);
