@@ -149,7 +149,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     driver_machine_init(&rig.dm);
     rig.disk[0] = rig_disk();
     rig.disk[1] = rig_disk();
-    if (ahci_create(rig.dm.host, 1, "ahci0", &rig.hba) ||
+    if (ahci_create(rig.dm.host, -1, "ahci0", &rig.hba) ||
         ahci_plug(rig.hba, 0, ATA_DISK, &rig.disk[0]->block, 0) ||
         ahci_plug(rig.hba, 1, ATA_CD, &rig.disk[1]->block, 1))
         abort();
