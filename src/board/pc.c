@@ -130,11 +130,11 @@ static int pc_add_legacy_devices(struct pc *pc, const struct pc_config *config,
     return 0;
 }
 
-static int pc_add_virtio_disk(struct pc *pc, unsigned index, struct block *block)
+static int pc_add_virtio_disk(struct pc *pc, unsigned number, struct block *block)
 {
     char name[32];
 
-    snprintf(name, sizeof(name), "virtio-blk%u", index);
+    snprintf(name, sizeof(name), "virtio-blk%u", number);
     return virtio_blk_create(pc->pci, block, name);
 }
 
@@ -156,7 +156,7 @@ static int pc_add_ahci_drive(struct pc *pc, enum ata_kind kind, struct block *bl
     return ahci_plug(pc->ahci, port, kind, block, number);
 }
 
-static int pc_add_disk(struct pc *pc, unsigned index, enum pc_disk_bus bus,
+static int pc_add_disk(struct pc *pc, unsigned number, enum pc_disk_bus bus,
                        const struct block_options *image, struct error *err)
 {
     struct block *block;
@@ -165,7 +165,7 @@ static int pc_add_disk(struct pc *pc, unsigned index, enum pc_disk_bus bus,
     if (r < 0)
         return r;
     r = bus == PC_DISK_AHCI ? pc_add_ahci_drive(pc, ATA_DISK, block)
-                            : pc_add_virtio_disk(pc, index, block);
+                            : pc_add_virtio_disk(pc, number, block);
     if (r < 0)
         return error_set(err, r, "cannot make disk '%s': %s", image->path, strerror(-r));
     return 0;
@@ -174,11 +174,12 @@ static int pc_add_disk(struct pc *pc, unsigned index, enum pc_disk_bus bus,
 static int pc_add_disks(struct pc *pc, const struct pc_config *config, enum pc_disk_bus bus,
                         struct error *err)
 {
+    unsigned added = 0;
     int r = 0;
 
     for (unsigned i = 0; r == 0 && i < config->disk_count; i++) {
         if (config->disk_bus[i] == bus)
-            r = pc_add_disk(pc, i, bus, &config->disks[i], err);
+            r = pc_add_disk(pc, added++, bus, &config->disks[i], err);
     }
     return r;
 }
