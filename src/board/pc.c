@@ -24,6 +24,7 @@
 #define PC_PIT_IRQ   0u
 #define PC_RTC_IRQ   8u
 #define PC_ISA_IRQS  16u
+#define PC_AHCI_DEVFN PCI_DEVFN(0x1f, 2)
 
 /* ISA interrupts reach the 8259 pair and the I/O APIC; there, number 0 is pin 2 (MADT override).
  * PCI's reach the I/O APIC, and the pair where firmware has routed them. */
@@ -138,7 +139,8 @@ static int pc_add_virtio_disk(struct pc *pc, unsigned number, struct block *bloc
     return virtio_blk_create(pc->pci, block, name);
 }
 
-/* On the next free port; each full adapter is followed by another. Takes block. */
+/* On the next free port; each full adapter is followed by another. The first is where ICH9 has its own.
+ * Takes block. */
 static int pc_add_ahci_drive(struct pc *pc, enum ata_kind kind, struct block *block)
 {
     unsigned number = pc->ahci_drives++, port = number % AHCI_PORTS;
@@ -147,7 +149,7 @@ static int pc_add_ahci_drive(struct pc *pc, enum ata_kind kind, struct block *bl
 
     if (port == 0) {
         snprintf(name, sizeof(name), "ahci%u", number / AHCI_PORTS);
-        r = ahci_create(pc->pci, -1, name, &pc->ahci);
+        r = ahci_create(pc->pci, number == 0 ? (int)PC_AHCI_DEVFN : -1, name, &pc->ahci);
     }
     if (r < 0) {
         block_close(block);
@@ -262,9 +264,27 @@ static int pc_add_pci(struct pc *pc, const struct pc_config *config, struct erro
     return pc_add_drives(pc, config, err);
 }
 
+/* Where pc_add_drives() has put them. How many. */
+static unsigned pc_list_drives(const struct pc_config *config,
+                               struct firmware_drive drives[PC_DISKS_MAX + PC_CDROMS_MAX])
+{
+    unsigned count = 0, virtio = 0, sata = 0;
+
+    for (unsigned i = 0; i < config->disk_count; i++) {
+        bool ahci = config->disk_bus[i] == PC_DISK_AHCI;
+
+        drives[count++] =
+            (struct firmware_drive){FIRMWARE_BOOT_DISK, ahci, ahci ? sata++ : virtio++};
+    }
+    for (unsigned i = 0; i < config->cdrom_count; i++)
+        drives[count++] = (struct firmware_drive){FIRMWARE_BOOT_CDROM, true, sata++};
+    return count;
+}
+
 /* After all devices: firmware is told of them. */
 static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct error *err)
 {
+    struct firmware_drive drives[PC_DISKS_MAX + PC_CDROMS_MAX];
     const struct firmware_machine machine = {.name = config->name,
                                              .cpus = pc->cpus,
                                              .memory = config->memory,
@@ -272,6 +292,8 @@ static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct
                                              .model = &pc->model,
                                              .options = &config->firmware,
                                              .pci = pc->pci,
+                                             .drives = drives,
+                                             .drive_count = pc_list_drives(config, drives),
                                              .serial_console = true};
     int r;
 

@@ -344,7 +344,7 @@ static const struct option options_table[] = {
     {"cpus", "N", "virtual CPUs, 1 to 64 (default 1)", set_cpus},
     {"memory", "SIZE", "guest memory, with suffix K, M or G (default 512M)", set_memory},
     {"kernel", "FILE", "bzImage, ELF with a PVH note, or multiboot ELF", set_kernel},
-    {"firmware", "bios|FILE", "starts the machine when no kernel is given (default bios, with a disk)",
+    {"firmware", "bios|FILE", "starts the machine when no kernel is given (default bios, with a disk or CD)",
      set_firmware},
     {"boot", "disk,cdrom,net", "what firmware tries, in this order (default disk,cdrom,net)", set_boot},
     {"initrd", "FILE", "initial RAM disk; for multiboot a module (repeatable)", set_initrd},
@@ -442,11 +442,12 @@ static int options_settle(struct run_options *options, struct error *err)
                          "--kernel and --firmware exclude each other: a kernel is started directly");
     if (!config->kernel && (config->initrd_count || *config->append))
         return error_set(err, -EINVAL, "--initrd and --append need a --kernel");
-    if (!config->kernel && !config->firmware.image && config->disk_count)
+    if (!config->kernel && !config->firmware.image &&
+        (config->disk_count || config->cdrom_count))
         config->firmware.image = "bios";
     if (!config->kernel && !config->firmware.image)
         return error_set(err, -EINVAL,
-                         "what to run? (give --kernel FILE, or --disk FILE to boot from; see 'lodge help run')");
+                         "what to run? (give --kernel FILE, or --disk or --cdrom FILE to boot from; see 'lodge help run')");
     return 0;
 }
 

@@ -301,7 +301,7 @@ static void ahci_config_init(struct pci_function *fn)
     fn->config_written = ahci_config_written;
 }
 
-int ahci_create(struct pci_host *host, int slot, const char *name, struct ahci **out)
+int ahci_create(struct pci_host *host, int devfn, const char *name, struct ahci **out)
 {
     struct ahci *hba = calloc(1, sizeof(*hba));
     int ret;
@@ -315,7 +315,7 @@ int ahci_create(struct pci_host *host, int slot, const char *name, struct ahci *
         hba->port[i].index = i;
         hba->port[i].ready_end = &hba->port[i].ready;
     }
-    ret = pci_function_add(host, &hba->fn, slot, &ahci_ids, &ahci_device_ops, name);
+    ret = pci_function_add(host, &hba->fn, devfn, &ahci_ids, &ahci_device_ops, name);
     if (ret) {
         pthread_cond_destroy(&hba->idle);
         free(hba);

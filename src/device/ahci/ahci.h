@@ -21,8 +21,8 @@
 
 struct ahci;
 
-/* At 00:slot.0 (slot < 0: first free). The machine owns it. */
-nodiscard int ahci_create(struct pci_host *host, int slot, const char *name, struct ahci **out);
+/* At PCI_DEVFN devfn (< 0: function 0 of the first free slot). The machine owns it. */
+nodiscard int ahci_create(struct pci_host *host, int devfn, const char *name, struct ahci **out);
 
 /*
  * Plugs a drive into a free port (-EBUSY: not free). Takes ownership of block (ATA_CD: the medium
