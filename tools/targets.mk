@@ -22,7 +22,7 @@ headers:
 RUN_PACKAGES := gcc make pkg-config libc6-dev libzydis-dev libuv1-dev liburing-dev libslirp-dev \
                 libjansson-dev mmdebstrap e2fsprogs zstd
 TEST_PACKAGES := $(RUN_PACKAGES) libcmocka-dev python3 python3-pytest python3-pytest-timeout acpica-tools \
-                 qemu-system-x86 busybox-static cpio xz-utils lz4 clang libclang-rt-14-dev \
+                 qemu-system-x86 busybox-static cpio xorriso xz-utils lz4 clang libclang-rt-14-dev \
                  seabios ovmf grub-common grub-pc-bin syslinux syslinux-common mtools
 
 deps:

@@ -19,6 +19,8 @@ static int image_open(const struct block_options *options, int *fd, struct error
         return 0;
     switch (errno) {
     case ENOENT:
+        if (options->readonly)
+            return error_set(err, -ENOENT, "cannot open disk '%s': no such file", options->path);
         return error_set(err, -ENOENT,
                          "cannot open disk '%s': no such file (create one with 'truncate -s 10G %s')",
                          options->path, options->path);

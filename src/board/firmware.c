@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 
 #include "board/acpi/loader.h"
 #include "board/smbios.h"
+#include "device/ahci/ahci.h"
 #include "device/cfi_flash.h"
 
 #define FOUR_GIB 0x100000000ull
@@ -231,44 +233,70 @@ static int describe_smbios(const struct firmware_machine *machine, struct fw_cfg
     return r;
 }
 
+/* Adds to the lines in `text`; the room is enough for all devices a machine can have. */
+static void printf_like(3, 4) line_add(char *text, size_t room, const char *format, ...)
+{
+    size_t used = strlen(text);
+    va_list args;
+    int len;
+
+    va_start(args, format);
+    len = vsnprintf(text + used, room - used, format, args);
+    va_end(args);
+    BUG_ON(len < 0 || (size_t)len >= room - used);
+}
+
+/* The bus and the unit on it, as "@slot" or "@slot,function". */
+static void unit_add(const struct firmware_machine *machine, const char *name, unsigned number,
+                     const char *type, char *text, size_t room)
+{
+    char device[32];
+    int devfn;
+
+    snprintf(device, sizeof(device), "%s%u", name, number);
+    devfn = pci_host_find(machine->pci, device);
+    BUG_ON(devfn < 0);
+    line_add(text, room, "/pci@i0cf8/%s@%x", type, (unsigned)devfn >> 3);
+    if (devfn & 7)
+        line_add(text, room, ",%x", (unsigned)devfn & 7);
+}
+
+static void drive_line(const struct firmware_machine *machine, const struct firmware_drive *drive,
+                       char *text, size_t room)
+{
+    if (drive->sata) {
+        unit_add(machine, "ahci", drive->number / AHCI_PORTS, "pci8086,2922", text, room);
+        line_add(text, room, "/drive@%x/disk@0\n", drive->number % AHCI_PORTS);
+    } else {
+        unit_add(machine, "virtio-blk", drive->number, "scsi", text, room);
+        line_add(text, room, "/disk@0,0\n");
+    }
+}
+
 /* The devices of one kind, each a line with its Open Firmware path (IEEE 1275 PCI binding, 2.2.1).
  */
-static int boot_lines(const struct firmware_machine *machine, enum firmware_boot kind, char *text,
-                      size_t room)
+static void boot_lines(const struct firmware_machine *machine, enum firmware_boot kind, char *text,
+                       size_t room)
 {
-    static const char *const name[] = {
-        [FIRMWARE_BOOT_DISK] = "virtio-blk", [FIRMWARE_BOOT_NET] = "virtio-net"};
-    static const char *const path[] = {[FIRMWARE_BOOT_DISK] = "/pci@i0cf8/scsi@%x/disk@0,0\n",
-                                       [FIRMWARE_BOOT_NET] =
-                                           "/pci@i0cf8/ethernet@%x/ethernet-phy@0\n"};
-    size_t used = 0;
-
-    for (unsigned i = 0;; i++) {
-        char device[32];
-        int devfn;
-
-        snprintf(device, sizeof(device), "%s%u", name[kind], i);
-        devfn = pci_host_find(machine->pci, device);
-        if (devfn < 0)
-            return (int)used;
-        used += (size_t)snprintf(text + used, room - used, path[kind], (unsigned)devfn >> 3);
-        BUG_ON(used >= room);
+    for (unsigned i = 0; i < machine->drive_count; i++) {
+        if (machine->drives[i].kind == kind)
+            drive_line(machine, &machine->drives[i], text, room);
+    }
+    if (kind == FIRMWARE_BOOT_NET && pci_host_find(machine->pci, "virtio-net0") >= 0) {
+        unit_add(machine, "virtio-net", 0, "ethernet", text, room);
+        line_add(text, room, "/ethernet-phy@0\n");
     }
 }
 
 static int describe_boot(const struct firmware_machine *machine, struct fw_cfg *fw)
 {
     const struct firmware_options *options = machine->options;
-    char order[2048];
-    size_t used = 0;
+    char order[4096] = "";
     int r;
 
-    /* What is listed goes before all that is not: what comes after CD-ROM drives, which are not, is
-     * left to CMOS. */
-    for (unsigned i = 0; i < options->boot_count && options->boot[i] != FIRMWARE_BOOT_CDROM; i++)
-        used += (size_t)boot_lines(machine, options->boot[i], order + used, sizeof(order) - used);
-    order[used] = '\0';
-    r = fw_cfg_add_file(fw, "bootorder", order, used + 1);
+    for (unsigned i = 0; i < options->boot_count; i++)
+        boot_lines(machine, options->boot[i], order, sizeof(order));
+    r = fw_cfg_add_file(fw, "bootorder", order, strlen(order) + 1);
     if (r == 0)
         r = fw_cfg_add_file_integer(fw, "etc/boot-menu-wait", 0);
     if (r == 0) /* milliseconds; then it looks again whether there is something to boot */

@@ -53,6 +53,13 @@ nodiscard int firmware_add_rom(const struct firmware *firmware, struct mem *mem,
 /* Makes the variables' place a flash chip. */
 nodiscard int firmware_add_flash(struct firmware *firmware, struct machine *machine);
 
+/* A disk or CD-ROM drive and where it is plugged in. */
+struct firmware_drive {
+    enum firmware_boot kind;
+    bool sata;       /* else virtio */
+    unsigned number; /* virtio-blkN; SATA: of the ports of all adapters */
+};
+
 /* What firmware is told. All borrowed. */
 struct firmware_machine {
     const char *name;
@@ -62,6 +69,8 @@ struct firmware_machine {
     const struct cpu_model *model;
     const struct firmware_options *options;
     struct pci_host *pci; /* with all devices in it */
+    const struct firmware_drive *drives; /* as the user gave them */
+    unsigned drive_count;
     bool serial_console;  /* there is no display: use the first serial port */
 };
 

@@ -12,6 +12,7 @@
 #include "chip/ioapic.h"
 #include "chip/lapic.h"
 #include "chip/mc146818.h"
+#include "device/ahci/ahci.h"
 #include "device/debug_exit.h"
 #include "device/i8042.h"
 #include "device/ich9_lpc.h"
@@ -23,6 +24,7 @@
 #define PC_PIT_IRQ   0u
 #define PC_RTC_IRQ   8u
 #define PC_ISA_IRQS  16u
+#define PC_AHCI_DEVFN PCI_DEVFN(0x1f, 2)
 
 /* ISA interrupts reach the 8259 pair and the I/O APIC; there, number 0 is pin 2 (MADT override).
  * PCI's reach the I/O APIC, and the pair where firmware has routed them. */
@@ -129,22 +131,85 @@ static int pc_add_legacy_devices(struct pc *pc, const struct pc_config *config,
     return 0;
 }
 
-static int pc_add_disks(struct pc *pc, const struct pc_config *config, struct error *err)
+static int pc_add_virtio_disk(struct pc *pc, unsigned number, struct block *block)
 {
-    for (unsigned i = 0; i < config->disk_count; i++) {
+    char name[32];
+
+    snprintf(name, sizeof(name), "virtio-blk%u", number);
+    return virtio_blk_create(pc->pci, block, name);
+}
+
+/* On the next free port; each full adapter is followed by another. The first is where ICH9 has its own.
+ * Takes block. */
+static int pc_add_ahci_drive(struct pc *pc, enum ata_kind kind, struct block *block)
+{
+    unsigned number = pc->ahci_drives++, port = number % AHCI_PORTS;
+    char name[32];
+    int r = 0;
+
+    if (port == 0) {
+        snprintf(name, sizeof(name), "ahci%u", number / AHCI_PORTS);
+        r = ahci_create(pc->pci, number == 0 ? (int)PC_AHCI_DEVFN : -1, name, &pc->ahci);
+    }
+    if (r < 0) {
+        block_close(block);
+        return r;
+    }
+    return ahci_plug(pc->ahci, port, kind, block, number);
+}
+
+static int pc_add_disk(struct pc *pc, unsigned number, enum pc_disk_bus bus,
+                       const struct block_options *image, struct error *err)
+{
+    struct block *block;
+    int r = block_open(image, &block, err);
+
+    if (r < 0)
+        return r;
+    r = bus == PC_DISK_AHCI ? pc_add_ahci_drive(pc, ATA_DISK, block)
+                            : pc_add_virtio_disk(pc, number, block);
+    if (r < 0)
+        return error_set(err, r, "cannot make disk '%s': %s", image->path, strerror(-r));
+    return 0;
+}
+
+static int pc_add_disks(struct pc *pc, const struct pc_config *config, enum pc_disk_bus bus,
+                        struct error *err)
+{
+    unsigned added = 0;
+    int r = 0;
+
+    for (unsigned i = 0; r == 0 && i < config->disk_count; i++) {
+        if (config->disk_bus[i] == bus)
+            r = pc_add_disk(pc, added++, bus, &config->disks[i], err);
+    }
+    return r;
+}
+
+static int pc_add_cdroms(struct pc *pc, const struct pc_config *config, struct error *err)
+{
+    for (unsigned i = 0; i < config->cdrom_count; i++) {
         struct block *block;
-        char name[32];
-        int r = block_open(&config->disks[i], &block, err);
+        int r = block_open(&config->cdroms[i], &block, err);
 
         if (r < 0)
             return r;
-        snprintf(name, sizeof(name), "virtio-blk%u", i);
-        r = virtio_blk_create(pc->pci, block, name);
+        r = pc_add_ahci_drive(pc, ATA_CD, block);
         if (r < 0)
-            return error_set(err, r, "cannot make disk '%s': %s", config->disks[i].path,
+            return error_set(err, r, "cannot make the drive of CD '%s': %s", config->cdroms[i].path,
                              strerror(-r));
     }
     return 0;
+}
+
+/* Virtio disks first: the others' adapters do not move them to other slots. */
+static int pc_add_drives(struct pc *pc, const struct pc_config *config, struct error *err)
+{
+    int r = pc_add_disks(pc, config, PC_DISK_VIRTIO, err);
+
+    if (r == 0)
+        r = pc_add_disks(pc, config, PC_DISK_AHCI, err);
+    return r == 0 ? pc_add_cdroms(pc, config, err) : r;
 }
 
 /* A stable address of our own: locally administered, from the machine's name (FNV-1a). */
@@ -196,12 +261,30 @@ static int pc_add_pci(struct pc *pc, const struct pc_config *config, struct erro
     r = virtio_rng_create(pc->pci, "virtio-rng0");
     if (r < 0)
         return error_set(err, r, "cannot make the random number device: %s", strerror(-r));
-    return pc_add_disks(pc, config, err);
+    return pc_add_drives(pc, config, err);
+}
+
+/* Where pc_add_drives() has put them. How many. */
+static unsigned pc_list_drives(const struct pc_config *config,
+                               struct firmware_drive drives[PC_DISKS_MAX + PC_CDROMS_MAX])
+{
+    unsigned count = 0, virtio = 0, sata = 0;
+
+    for (unsigned i = 0; i < config->disk_count; i++) {
+        bool ahci = config->disk_bus[i] == PC_DISK_AHCI;
+
+        drives[count++] =
+            (struct firmware_drive){FIRMWARE_BOOT_DISK, ahci, ahci ? sata++ : virtio++};
+    }
+    for (unsigned i = 0; i < config->cdrom_count; i++)
+        drives[count++] = (struct firmware_drive){FIRMWARE_BOOT_CDROM, true, sata++};
+    return count;
 }
 
 /* After all devices: firmware is told of them. */
 static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct error *err)
 {
+    struct firmware_drive drives[PC_DISKS_MAX + PC_CDROMS_MAX];
     const struct firmware_machine machine = {.name = config->name,
                                              .cpus = pc->cpus,
                                              .memory = config->memory,
@@ -209,6 +292,8 @@ static int pc_add_firmware(struct pc *pc, const struct pc_config *config, struct
                                              .model = &pc->model,
                                              .options = &config->firmware,
                                              .pci = pc->pci,
+                                             .drives = drives,
+                                             .drive_count = pc_list_drives(config, drives),
                                              .serial_console = true};
     int r;
 

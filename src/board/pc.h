@@ -5,8 +5,8 @@
  * Threads: everything here from the machine's main thread, vCPUs stopped, except
  * pc_vcpu_create/destroy (the vCPU's own thread) and pc_power_button (any).
  *
- * PCI slots are taken in this order: host bridge, network, random numbers, the disks in theirs; the
- * LPC bridge is 00:1f.0.
+ * PCI slots are taken in this order: host bridge, network, random numbers, the virtio disks in theirs;
+ * the LPC bridge is 00:1f.0, the first AHCI adapter 00:1f.2, more of them take slots after the disks.
  */
 #ifndef BOARD_PC_H
 #define BOARD_PC_H
@@ -22,6 +22,10 @@
 
 #define PC_CPUS_MAX  64u
 #define PC_DISKS_MAX 16u
+#define PC_CDROMS_MAX 8u
+
+/* What a disk is plugged into. */
+enum pc_disk_bus { PC_DISK_VIRTIO, PC_DISK_AHCI };
 
 struct pc_config {
     const char *name;
@@ -32,7 +36,10 @@ struct pc_config {
     struct boot_paths boot;           /* without a kernel: */
     struct firmware_options firmware; /* what starts instead */
     struct block_options disks[PC_DISKS_MAX];
+    enum pc_disk_bus disk_bus[PC_DISKS_MAX]; /* of each */
     unsigned disk_count;
+    struct block_options cdroms[PC_CDROMS_MAX]; /* AHCI drives, after the AHCI disks */
+    unsigned cdrom_count;
     bool net_user;
     struct net_user_options net;
     bool debug_exit;
@@ -56,6 +63,8 @@ struct pc {
     struct pci_host *pci;
     struct ich9_lpc *lpc;
     struct uart16550 *com1;
+    struct ahci *ahci; /* the newest adapter; NULL: none */
+    unsigned ahci_drives;
     struct fw_cfg *fw_cfg; /* NULL without firmware */
 
     struct boot_source boot; /* owned: the images' open files */

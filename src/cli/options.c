@@ -151,9 +151,24 @@ static int set_append(struct run_options *options, const char *value, struct err
     return 0;
 }
 
-static int disk_word(struct block_options *disk, const char *word, struct error *err)
+static int disk_bus(enum pc_disk_bus *bus, const char *name, struct error *err)
 {
-    static const char *const words[] = {"ro", "format=raw"};
+    static const char *const names[] = {[PC_DISK_VIRTIO] = "virtio", [PC_DISK_AHCI] = "ahci"};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *bus = (enum pc_disk_bus)i;
+            return 0;
+        }
+    }
+    return error_set(err, -EINVAL, "--disk: there is no interface '%s' (it takes if=virtio and if=ahci)",
+                     name);
+}
+
+static int disk_word(struct block_options *disk, enum pc_disk_bus *bus, const char *word,
+                     struct error *err)
+{
+    static const char *const words[] = {"ro", "format=raw", "if=virtio", "if=ahci"};
     const char *nearest;
 
     if (strcmp(word, "ro") == 0) {
@@ -166,15 +181,18 @@ static int disk_word(struct block_options *disk, const char *word, struct error 
     }
     if (strncmp(word, "format=", 7) == 0)
         return error_set(err, -EINVAL, "--disk: format '%s' is not supported (use raw)", word + 7);
+    if (strncmp(word, "if=", 3) == 0)
+        return disk_bus(bus, word + 3, err);
     nearest = cli_nearest(word, words, ARRAY_SIZE(words));
     return error_set(err, -EINVAL, "--disk: unknown word '%s' (%s%s)", word,
-                     nearest ? "did you mean " : "it takes ro and format=raw",
+                     nearest ? "did you mean " : "it takes ro, format=raw and if=virtio|ahci",
                      nearest ? nearest : "");
 }
 
 static int set_disk(struct run_options *options, const char *value, struct error *err)
 {
     struct block_options *disk;
+    enum pc_disk_bus *bus;
     char *copy, *word, *rest;
     int ret = 0;
 
@@ -184,14 +202,30 @@ static int set_disk(struct run_options *options, const char *value, struct error
     if (!copy)
         return error_set(err, -ENOMEM, "out of memory");
     options->storage[options->storage_count++] = copy;
+    bus = &options->config.disk_bus[options->config.disk_count];
     disk = &options->config.disk[options->config.disk_count++];
     rest = copy;
     disk->path = strsep(&rest, ",");
     while (ret == 0 && (word = strsep(&rest, ",")))
-        ret = disk_word(disk, word, err);
+        ret = disk_word(disk, bus, word, err);
     if (ret == 0 && !*disk->path)
         ret = error_set(err, -EINVAL, "--disk: which file? (write --disk FILE[,ro])");
+    if (ret == 0 && disk->readonly && *bus == PC_DISK_AHCI)
+        ret = error_set(err, -EINVAL,
+                        "--disk: '%s': an ahci disk cannot be read-only (use if=virtio, or --cdrom)",
+                        disk->path);
     return ret;
+}
+
+static int set_cdrom(struct run_options *options, const char *value, struct error *err)
+{
+    if (options->config.cdrom_count == VM_CDROMS_MAX)
+        return error_set(err, -EINVAL, "--cdrom: at most %u are possible", VM_CDROMS_MAX);
+    if (!*value)
+        return error_set(err, -EINVAL, "--cdrom: which file? (write --cdrom FILE)");
+    options->config.cdrom[options->config.cdrom_count++] =
+        (struct block_options){.path = value, .readonly = true};
+    return 0;
 }
 
 static int net_forward(struct net_user_options *net, char *word, struct error *err)
@@ -337,12 +371,14 @@ static const struct option options_table[] = {
     {"cpus", "N", "virtual CPUs, 1 to 64 (default 1)", set_cpus},
     {"memory", "SIZE", "guest memory, with suffix K, M or G (default 512M)", set_memory},
     {"kernel", "FILE", "bzImage, ELF with a PVH note, or multiboot ELF", set_kernel},
-    {"firmware", "bios|uefi[,vars=FILE]|FILE", "starts the machine when no kernel is given (default bios, with a disk)",
+    {"firmware", "bios|uefi[,vars=FILE]|FILE", "starts the machine when no kernel is given (default bios, with a disk or CD)",
      set_firmware},
     {"boot", "disk,cdrom,net", "what firmware tries, in this order (default disk,cdrom,net)", set_boot},
     {"initrd", "FILE", "initial RAM disk; for multiboot a module (repeatable)", set_initrd},
     {"append", "STRING", "the kernel's command line", set_append},
-    {"disk", "FILE[,ro][,format=raw]", "a virtio disk (repeatable)", set_disk},
+    {"disk", "FILE[,ro][,format=raw][,if=virtio|ahci]", "a disk, on virtio or SATA (repeatable)",
+     set_disk},
+    {"cdrom", "FILE", "a SATA CD-ROM drive with this ISO image in it (repeatable)", set_cdrom},
     {"net", "user[,forward=HOST:GUEST]|none",
      "user-mode NAT, with TCP (or udp:) ports forwarded (default user)", set_net},
     {"serial", "stdio|none|file:PATH|unix:PATH", "where the first serial port goes (default stdio)",
@@ -436,11 +472,12 @@ static int options_settle(struct run_options *options, struct error *err)
                          "--kernel and --firmware exclude each other: a kernel is started directly");
     if (!config->kernel && (config->initrd_count || *config->append))
         return error_set(err, -EINVAL, "--initrd and --append need a --kernel");
-    if (!config->kernel && !config->firmware.image && config->disk_count)
+    if (!config->kernel && !config->firmware.image &&
+        (config->disk_count || config->cdrom_count))
         config->firmware.image = "bios";
     if (!config->kernel && !config->firmware.image)
         return error_set(err, -EINVAL,
-                         "what to run? (give --kernel FILE, or --disk FILE to boot from; see 'lodge help run')");
+                         "what to run? (give --kernel FILE, or --disk or --cdrom FILE to boot from; see 'lodge help run')");
     return 0;
 }
 

@@ -79,6 +79,7 @@ int pci_function_add(struct pci_host *host, struct pci_function *fn, int devfn,
         return -EBUSY;
     device_init(&fn->dev, ops, name);
     pthread_mutex_init(&fn->msix.lock, NULL);
+    pthread_mutex_init(&fn->msi.lock, NULL);
     fn->host = host;
     fn->devfn = (uint8_t)devfn;
     function_header_init(fn, ids);
@@ -95,6 +96,7 @@ void pci_function_release(struct pci_function *fn)
         return;
     fn->host->function[fn->devfn] = NULL;
     pthread_mutex_destroy(&fn->msix.lock);
+    pthread_mutex_destroy(&fn->msi.lock);
     device_release(&fn->dev);
     fn->on_bus = false;
 }
@@ -191,6 +193,7 @@ void pci_config_write(struct pci_function *fn, unsigned offset, unsigned size, u
     if (offset < PCI_STATUS)
         pci_intx_update(fn);
     pci_msix_update(fn);
+    pci_msi_update(fn);
     if (fn->config_written)
         fn->config_written(fn, offset, size);
 }
@@ -200,6 +203,7 @@ static void function_apply(struct pci_function *fn)
     pci_bars_update(fn);
     pci_intx_update(fn);
     pci_msix_update(fn);
+    pci_msi_update(fn);
 }
 
 void pci_function_reset(struct pci_function *fn)

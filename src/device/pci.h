@@ -29,7 +29,8 @@ struct pci_function;
 struct pci_bar {
     uint64_t size;             /* power of two; 0: none */
     bool io, is64, prefetch;
-    const struct bus_ops *ops; /* region when decoded; run under the function's device lock */
+    bool own_lock;             /* ops take the device lock themselves, where and as long as they need it */
+    const struct bus_ops *ops; /* region when decoded; run under the function's device lock unless own_lock */
     void *opaque;
     /* Where it is; the host's mapping lock. `wanted` but not `mapped`: the place is taken. */
     bool wanted, mapped;
@@ -50,6 +51,15 @@ struct pci_msix {
     uint64_t pending;   /* PBA; up to 64 vectors */
 };
 
+struct pci_msi {
+    pthread_mutex_t lock; /* everything below but cap; a leaf except for the interrupt chips */
+    bool enabled;         /* the capability's enable bit */
+    bool blocked;         /* not a bus master */
+    bool pending;         /* to be sent when no longer blocked */
+    uint32_t addr, data;
+    uint8_t cap;          /* offset of the capability; 0: none */
+};
+
 struct pci_function {
     struct device dev;
     struct pci_host *host;
@@ -61,6 +71,7 @@ struct pci_function {
     uint8_t last_cap;
     struct pci_bar bar[PCI_BARS];
     struct pci_msix msix;
+    struct pci_msi msi;
     int intx_level; /* host's interrupt lock, with the three below */
     bool intx_disabled;
     bool intx_driven;
@@ -113,6 +124,7 @@ void pci_bar_init(struct pci_function *fn, unsigned bar, uint64_t size, bool io,
                   const struct bus_ops *ops, void *opaque);
 uint8_t pci_capability_add(struct pci_function *fn, uint8_t id, const void *body, uint8_t len);
 nodiscard int pci_msix_init(struct pci_function *fn, unsigned bar, unsigned vectors);
+void pci_msi_init(struct pci_function *fn); /* one message */
 
 /* From the device's reset op (configuration space back to power-on) and loaded op. */
 void pci_function_reset(struct pci_function *fn);
@@ -128,9 +140,11 @@ extern const struct state_field pci_function_state_fields[];
 uint32_t pci_config_read(struct pci_function *fn, unsigned offset, unsigned size);
 void pci_config_write(struct pci_function *fn, unsigned offset, unsigned size, uint32_t value);
 
-/* Interrupts, from any thread, with or without the device lock. pci_msix_notify: own lock inside. */
+/* Interrupts, from any thread, with or without the device lock. pci_msi*_notify: own lock inside. */
 bool pci_msix_enabled(const struct pci_function *fn);
 void pci_msix_notify(struct pci_function *fn, unsigned vector);
+bool pci_msi_enabled(struct pci_function *fn);
+void pci_msi_notify(struct pci_function *fn);
 void pci_intx_set(struct pci_function *fn, int level);
 
 /* PCI_DEVFN of the device with this name; negative: none. */

@@ -71,7 +71,8 @@ static void bar_map_locked(struct pci_function *fn, unsigned bar)
 {
     struct pci_bar *b = &fn->bar[bar];
     const struct bus_region region = {.base = b->base, .len = b->size, .ops = b->ops,
-                                      .opaque = b->opaque, .dev = &fn->dev};
+                                      .opaque = b->opaque,
+                                      .dev = b->own_lock ? NULL : &fn->dev};
 
     if (bus_add(fn->host->machine->bus, bar_space(b), &region))
         return;

@@ -37,10 +37,11 @@
 #define PCI_INTERRUPT_LINE   0x3cu
 #define PCI_INTERRUPT_PIN    0x3du
 
+#define PCI_CAP_ID_MSI  0x05u
 #define PCI_CAP_ID_MSIX 0x11u
 
 /* Order of locks: a function's device lock, then map_lock, then the bus's; and a device lock, then
- * irq_lock or a function's msix.lock, then the interrupt chips'. */
+ * irq_lock or a function's msix.lock or msi.lock, then the interrupt chips'. */
 struct pci_host {
     struct pci_function bridge;  /* 00:00.0; its device lock guards `address` */
     struct machine *machine;     /* borrowed */
@@ -80,8 +81,9 @@ static inline void pci_put(uint8_t *at, unsigned size, uint32_t value)
 
 /* Device lock held: brings the bus in line with the BARs and the command register. */
 void pci_bars_update(struct pci_function *fn);
-/* Device lock held: MSI-X control or command register changed. */
+/* Device lock held: MSI-X or MSI registers or the command register changed. */
 void pci_msix_update(struct pci_function *fn);
+void pci_msi_update(struct pci_function *fn);
 void pci_intx_update(struct pci_function *fn);
 
 #endif

@@ -185,7 +185,8 @@ static int vm_serve_until_end(struct vm_runner *runner)
     return runner->result;
 }
 
-static_assert(VM_CPUS_MAX == PC_CPUS_MAX && VM_DISKS_MAX == PC_DISKS_MAX, "as the PC takes them");
+static_assert(VM_CPUS_MAX == PC_CPUS_MAX && VM_DISKS_MAX == PC_DISKS_MAX &&
+                  VM_CDROMS_MAX == PC_CDROMS_MAX, "as the PC takes them");
 static_assert(VM_INITRDS_MAX == BOOT_MODULES_MAX, "as the loaders take them");
 
 static void vm_describe_pc(const struct vm_config *config, struct pc_config *pc)
@@ -201,6 +202,7 @@ static void vm_describe_pc(const struct vm_config *config, struct pc_config *pc)
                  .cmdline = config->append},
         .firmware = config->firmware,
         .disk_count = config->disk_count,
+        .cdrom_count = config->cdrom_count,
         .net_user = config->net,
         .net = config->net_user,
         .debug_exit = config->debug_exit,
@@ -208,6 +210,8 @@ static void vm_describe_pc(const struct vm_config *config, struct pc_config *pc)
     };
     memcpy(pc->boot.modules, config->initrd, sizeof(pc->boot.modules));
     memcpy(pc->disks, config->disk, sizeof(pc->disks));
+    memcpy(pc->disk_bus, config->disk_bus, sizeof(pc->disk_bus));
+    memcpy(pc->cdroms, config->cdrom, sizeof(pc->cdroms));
 }
 
 static int vm_run_machine(struct vm_runner *runner)

@@ -12,11 +12,13 @@
 
 #include "block/block.h"
 #include "board/firmware.h"
+#include "board/pc.h"
 #include "cpu/engine.h"
 #include "net/net.h"
 
 #define VM_CPUS_MAX  64u
 #define VM_DISKS_MAX 16u
+#define VM_CDROMS_MAX 8u
 #define VM_INITRDS_MAX 32u
 
 enum vm_serial {
@@ -40,7 +42,10 @@ struct vm_config {
     unsigned initrd_count;
     const char *append;               /* never NULL */
     struct block_options disk[VM_DISKS_MAX];
+    enum pc_disk_bus disk_bus[VM_DISKS_MAX]; /* of each */
     unsigned disk_count;
+    struct block_options cdrom[VM_CDROMS_MAX];
+    unsigned cdrom_count;
     bool net;                         /* user-mode NAT */
     struct net_user_options net_user;
     enum vm_serial serial;

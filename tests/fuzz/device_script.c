@@ -10,6 +10,8 @@ struct script {
     struct driver d;
     struct driver_machine *dm;
     unsigned queues;
+    const struct device_script_ops *own; /* NULL: a virtio device */
+    void *opaque;
 };
 
 static uint64_t take(struct script *s, unsigned bytes)
@@ -37,7 +39,7 @@ static uint64_t take_address(struct script *s)
     return value & 0x80000000 ? value << 16 : value % (DRIVER_RAM + 0x1000);
 }
 
-static void start(struct script *s)
+static void virtio_start(struct script *s)
 {
     static const uint64_t rings[] = {0x4002, 0x8002};
     uint64_t features = F_VERSION_1 | (take(s, 1) & 1 ? F_INDIRECT | F_EVENT_IDX : 0);
@@ -52,13 +54,42 @@ static void start(struct script *s)
     driver_ok(&s->d);
 }
 
+static void start(struct script *s)
+{
+    if (s->own)
+        s->own->start(s->opaque, &s->d);
+    else
+        virtio_start(s);
+}
+
+static void own_command(struct script *s)
+{
+    uint8_t bytes[DEVICE_SCRIPT_BYTES];
+
+    for (unsigned i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)take(s, 1);
+    s->own->command(s->opaque, &s->d, bytes);
+}
+
+static void reset(struct script *s)
+{
+    if (s->own)
+        s->own->quiesce(s->opaque);
+    machine_reset_devices(s->dm->machine);
+}
+
 static void step(struct script *s)
 {
     unsigned op = (unsigned)take(s, 1), queue = (op >> 4) % s->queues, size, at;
+    unsigned mask = s->own ? s->own->register_mask : 0x3fff;
     struct bus *bus = s->dm->machine->bus;
     uint8_t bytes[16];
     uint64_t address;
 
+    if (s->own && (op & 15) >= 6 && (op & 15) <= 12) {
+        own_command(s);
+        return;
+    }
     switch (op & 15) {
     case 0: start(s); break;
     case 1:
@@ -67,13 +98,13 @@ static void step(struct script *s)
         driver_config_write(&s->d, at, size, take(s, size));
         break;
     case 2:
-        at = (unsigned)take(s, 2) & 0x3fff;
+        at = (unsigned)take(s, 2) & mask;
         size = take_size(s);
         driver_write(&s->d, at, size, take(s, size));
         break;
     case 3:
         at = (unsigned)take(s, 2);
-        (void)driver_read(&s->d, at & 0x3fff, take_size(s));
+        (void)driver_read(&s->d, at & mask, take_size(s));
         (void)driver_config_read(&s->d, at & 0xfff, take_size(s));
         break;
     case 4: case 5:
@@ -108,8 +139,16 @@ static void step(struct script *s)
         bus_write(bus, BUS_MEMORY, s->d.bar2 + at, size, take(s, size));
         (void)bus_read(bus, BUS_MEMORY, s->d.bar2 + at, size);
         break;
-    default: machine_reset_devices(s->dm->machine); break;
+    default: reset(s); break;
     }
+}
+
+static void run(struct script *s, unsigned slot)
+{
+    s->d = (struct driver){.machine = s->dm->machine, .slot = slot};
+    start(s);
+    for (unsigned n = 0; s->left && n < STEPS_MAX; n++)
+        step(s);
 }
 
 void device_script_run(struct driver_machine *dm, unsigned slot, unsigned queues,
@@ -117,8 +156,15 @@ void device_script_run(struct driver_machine *dm, unsigned slot, unsigned queues
 {
     struct script s = {.data = data, .left = size, .dm = dm, .queues = queues};
 
-    s.d = (struct driver){.machine = dm->machine, .slot = slot};
-    start(&s);
-    for (unsigned n = 0; s.left && n < STEPS_MAX; n++)
-        step(&s);
+    run(&s, slot);
+}
+
+void device_script_run_own(struct driver_machine *dm, unsigned slot,
+                           const struct device_script_ops *ops, void *opaque, const uint8_t *data,
+                           size_t size)
+{
+    struct script s = {
+        .data = data, .left = size, .dm = dm, .queues = 1, .own = ops, .opaque = opaque};
+
+    run(&s, slot);
 }

@@ -14,12 +14,12 @@ _lodge() {
     --serial) mapfile -t COMPREPLY < <(compgen -W "stdio none file: unix:" -- "$cur") ;;
     --firmware) mapfile -t COMPREPLY < <(compgen -W "bios uefi uefi,vars=" -- "$cur"; compgen -f -- "$cur") ;;
     --boot) mapfile -t COMPREPLY < <(compgen -W "disk cdrom net disk,cdrom,net" -- "$cur") ;;
-    --kernel | --initrd | --disk) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+    --kernel | --initrd | --disk | --cdrom) mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     --dump-acpi) mapfile -t COMPREPLY < <(compgen -d -- "$cur") ;;
     help) mapfile -t COMPREPLY < <(compgen -W "run doctor" -- "$cur") ;;
     *)
         case ${COMP_WORDS[1]} in
-        run) mapfile -t COMPREPLY < <(compgen -W "--engine --cpus --memory --kernel --firmware --boot --initrd --append --disk --net --serial
+        run) mapfile -t COMPREPLY < <(compgen -W "--engine --cpus --memory --kernel --firmware --boot --initrd --append --disk --cdrom --net --serial
             --code-cache --cpu-model --name --no-reboot --debug-exit --dump-acpi --stats --verbose --help" -- "$cur") ;;
         doctor) mapfile -t COMPREPLY < <(compgen -W "--json --help" -- "$cur") ;;
         esac

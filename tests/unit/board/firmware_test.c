@@ -241,18 +241,24 @@ static void test_cmos(void **state)
     check_cmos(5 * GIB, 0xffff, (RAM_LOW_MAX - (16u << 20)) >> 16, (5 * GIB - RAM_LOW_MAX) >> 16);
 }
 
-static void add_device(struct pci_host *host, struct pci_function *fn, const char *name)
+static void add_device(struct pci_host *host, struct pci_function *fn, int devfn, const char *name)
 {
     static const struct pci_ids ids = {.vendor = 0x1af4};
     static const struct device_ops ops = {.type = "test"};
 
-    assert_int_equal(pci_function_add(host, fn, -1, &ids, &ops, name), 0);
+    assert_int_equal(pci_function_add(host, fn, devfn, &ids, &ops, name), 0);
     pci_host_machine(host)->devices = fn->dev.next; /* the test's to release */
 }
 
 static void check_order(const struct firmware_options *options, const char *expected)
 {
-    static struct pci_function fn[3];
+    static const struct firmware_drive drives[] = {
+        {FIRMWARE_BOOT_DISK, true, 7}, /* the second adapter's second port */
+        {FIRMWARE_BOOT_DISK, false, 0},
+        {FIRMWARE_BOOT_DISK, false, 1},
+        {FIRMWARE_BOOT_CDROM, true, 5},
+    };
+    static struct pci_function fn[5];
     const struct cpu_model model = {0};
     struct memory_map map;
     struct firmware_machine m = {.name = "test",
@@ -260,6 +266,8 @@ static void check_order(const struct firmware_options *options, const char *expe
                                  .map = &map,
                                  .model = &model,
                                  .options = options,
+                                 .drives = drives,
+                                 .drive_count = ARRAY_SIZE(drives),
                                  .serial_console = true};
     struct machine *machine;
     struct error err = {0};
@@ -271,9 +279,11 @@ static void check_order(const struct firmware_options *options, const char *expe
     assert_int_equal(machine_create(&machine), 0);
     assert_int_equal(pci_host_create(machine, &m.pci), 0);
     memset(fn, 0, sizeof(fn));
-    add_device(m.pci, &fn[0], "virtio-net0");
-    add_device(m.pci, &fn[1], "virtio-blk0");
-    add_device(m.pci, &fn[2], "virtio-blk1");
+    add_device(m.pci, &fn[0], -1, "virtio-net0");
+    add_device(m.pci, &fn[1], -1, "virtio-blk0");
+    add_device(m.pci, &fn[2], -1, "virtio-blk1");
+    add_device(m.pci, &fn[3], PCI_DEVFN(0x1f, 2), "ahci0");
+    add_device(m.pci, &fn[4], -1, "ahci1");
     assert_int_equal(fw_cfg_create(machine, &fw), 0);
     assert_int_equal(firmware_describe(&m, fw, &err), 0);
     text = (const char *)fw_cfg_file(fw, "bootorder", &size);
@@ -283,10 +293,15 @@ static void check_order(const struct firmware_options *options, const char *expe
     assert_non_null(fw_cfg_file(fw, "etc/sercon-port", &size));
     assert_non_null(fw_cfg_file(fw, "etc/e820", &size));
     assert_int_equal(size, 20);
-    for (unsigned i = 0; i < 3; i++)
+    for (size_t i = 0; i < ARRAY_SIZE(fn); i++)
         pci_function_release(&fn[i]);
     machine_destroy(machine);
 }
+
+#define DISKS                                                                                      \
+    "/pci@i0cf8/pci8086,2922@4/drive@1/disk@0\n/pci@i0cf8/scsi@2/disk@0,0\n"                       \
+    "/pci@i0cf8/scsi@3/disk@0,0\n"
+#define CD "/pci@i0cf8/pci8086,2922@1f,2/drive@5/disk@0\n"
 
 static void test_boot_order(void **state)
 {
@@ -297,10 +312,9 @@ static void test_boot_order(void **state)
     const struct firmware_options cdrom = {.boot = {FIRMWARE_BOOT_CDROM}, .boot_count = 1};
 
     (void)state;
-    check_order(&usual, "/pci@i0cf8/scsi@2/disk@0,0\n/pci@i0cf8/scsi@3/disk@0,0\n");
-    check_order(&net_first, "/pci@i0cf8/ethernet@1/ethernet-phy@0\n/pci@i0cf8/scsi@2/disk@0,0\n"
-                            "/pci@i0cf8/scsi@3/disk@0,0\n");
-    check_order(&cdrom, "");
+    check_order(&usual, DISKS CD "/pci@i0cf8/ethernet@1/ethernet-phy@0\n");
+    check_order(&net_first, "/pci@i0cf8/ethernet@1/ethernet-phy@0\n" DISKS);
+    check_order(&cdrom, CD);
 }
 
 int main(void)
