@@ -30,6 +30,10 @@ CLASSES = {
     "threads": "--futex 1 --switch 1 --pthread 1",
 }
 
+# For --each: stress-ng's own classes but those that want a device or a GPU.
+ALL = "cpu,cpu-cache,filesystem,interrupt,io,memory,network,os,pipe,scheduler,security,vm"
+NOT = "cpu-online,oom-pipe,smi"  # fewer CPUs, no memory, no such thing
+
 # What a healthy kernel never prints.
 COMPLAINT = re.compile(
     r"BUG:|WARNING:|Oops|[Ss]oft lockup|hard LOCKUP|rcu: INFO|detected stall|Call Trace|general protection|segfault at|"
@@ -94,8 +98,10 @@ def log_in(console):
 
 def stress(console, options):
     parts = [part for name, part in CLASSES.items() if name in options.classes]
-    output, status = console.run(f"stress-ng {' '.join(parts)} --timeout {options.seconds}s --verify --metrics-brief",
-                                 2 * options.seconds + 600)
+    words = f"{' '.join(parts)} --timeout {options.seconds}s --verify"
+    if options.each:
+        words = f"--class {ALL} --exclude {NOT} --sequential {options.cpus} --timeout {options.each}s"
+    output, status = console.run(f"stress-ng {words} --metrics-brief", 2 * options.seconds + 3600)
     print(output)
     return [] if status == 0 else [f"stress-ng ended with {status}"]
 
@@ -130,6 +136,7 @@ def main():
     parser.add_argument("--memory", default="1G")
     parser.add_argument("--engine", default="soft")
     parser.add_argument("--classes", default=",".join(CLASSES), help="some of " + ",".join(CLASSES))
+    parser.add_argument("--each", type=int, metavar="SECONDS", help="every stressor there is, one after the other for so long")
     parser.add_argument("--log", default=ROOT / "build" / "soak.log")
     options = parser.parse_args()
     options.classes = options.classes.split(",")
@@ -149,7 +156,8 @@ def main():
             machine.wait()
     for line in found:
         print(f"soak: {line}")
-    print(f"soak: {options.seconds} s of stress on {options.cpus} vCPUs, engine {options.engine}: "
+    length = f"every stressor for {options.each} s" if options.each else f"{options.seconds} s of stress"
+    print(f"soak: {length} on {options.cpus} vCPUs, engine {options.engine}: "
           f"{'FAILED' if found else 'no complaint'}")
     return 1 if found else 0
 

@@ -902,10 +902,10 @@ void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block)
     soft_spin_lock(&cache->decode_lock);
     native = atomic_load(&block->native) ? NULL : soft_jit_translate(cpu, block);
     soft_spin_lock(&cache->lock);
-    if (!native && atomic_load(&block->insn))
-        block->runs = SOFT_BLOCK_COLD;
-    else if (parts_valid(native))
+    if (native && parts_valid(native))
         soft_jit_publish(native);
+    else if (!native && !atomic_load(&block->native) && atomic_load(&block->insn)) /* neither another vCPU's, nor gone */
+        block->runs = SOFT_BLOCK_COLD;
     soft_spin_unlock(&cache->lock);
     if (native && cpu->soft_vm->tuning.flush && native->number % cpu->soft_vm->tuning.flush == 0)
         soft_code_exhaust(cpu->code);
