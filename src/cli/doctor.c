@@ -13,7 +13,8 @@ void cli_doctor_help(void)
            "Runs a self-test guest on every engine and tells which work here, why the others do\n"
            "not, and what would help. Exit status 0 when at least one engine works, else 1.\n\n"
            "  --json    for programs: {\"engines\": [{\"name\", \"usable\", \"reason\", \"fix\",\n"
-           "            \"code_cache\": the default of --code-cache in bytes, or 0}],\n"
+           "            \"code_cache\", \"code_cache_most\": the default of --code-cache in bytes, which is\n"
+           "            1/code_cache_part of the guest's memory between these, or 0}],\n"
            "            \"chosen\": what --engine auto takes, or null}\n");
 }
 
@@ -22,11 +23,13 @@ static int doctor_json(const struct engine_probe *probes, const char *chosen)
     json_t *list = json_array(), *root;
 
     for (unsigned i = 0; engines[i]; i++) {
-        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s, s:s, s:I}", "name",
+        json_array_append_new(list, json_pack("{s:s, s:s, s:b, s:s, s:s, s:I, s:I, s:i}", "name",
                                               engines[i]->name, "description",
                                               engines[i]->description, "usable", probes[i].usable,
                                               "reason", probes[i].reason, "fix", probes[i].fix,
-                                              "code_cache", (json_int_t)engines[i]->code_cache));
+                                              "code_cache", (json_int_t)engines[i]->code_cache,
+                                              "code_cache_most", (json_int_t)engines[i]->code_cache_most,
+                                              "code_cache_part", (int)engines[i]->code_cache_part));
     }
     root = json_pack("{s:o, s:s?}", "engines", list, "chosen", chosen);
     if (!root || json_dumpf(root, stdout, JSON_INDENT(2))) {
@@ -47,8 +50,9 @@ static int doctor_text(const struct engine_probe *probes, const char *chosen)
         if (!probes[i].usable && probes[i].fix[0])
             printf("       to fix: %s\n", probes[i].fix);
         if (engines[i]->code_cache)
-            printf("       code cache: %llu MiB unless --code-cache says otherwise\n",
-                   (unsigned long long)(engines[i]->code_cache >> 20));
+            printf("       code cache: 1/%u of the guest's memory, %llu MiB to %llu MiB, unless --code-cache says otherwise\n",
+                   engines[i]->code_cache_part, (unsigned long long)(engines[i]->code_cache >> 20),
+                   (unsigned long long)(engines[i]->code_cache_most >> 20));
     }
     if (chosen)
         printf("\n--engine auto takes %s.\n", chosen);

@@ -106,7 +106,9 @@ struct engine_ops {
     const char *name;        /* "soft" */
     const char *description; /* one line for doctor */
     unsigned flags;
-    uint64_t code_cache;     /* machine->code_cache when it is 0; 0: the engine has none */
+    /* machine->code_cache when it is 0: this part of the guest's memory between these sizes; 0: the engine has none. */
+    uint64_t code_cache, code_cache_most;
+    unsigned code_cache_part; /* one of so many */
 
     /* Runs a self-test guest; judged by what it did, never by what could be opened. */
     void (*probe)(struct engine_probe *probe);

@@ -21,8 +21,11 @@
 #include "cpu/soft/thread.h"
 #include "cpu/soft/vm.h"
 
-/* With it and the TLBs of a few processes, a machine of 256 MiB costs its host at most 64 MiB beyond the guest's memory. */
-#define CODE_CACHE_DEFAULT (44u << 20)
+/* With the least and the TLBs of a few processes, a machine of 256 MiB costs its host at most 64 MiB beyond the guest's
+ * memory; more memory runs larger programs. */
+#define CODE_CACHE_LEAST   (44ull << 20)
+#define CODE_CACHE_MOST    (192ull << 20)
+#define CODE_CACHE_PART    6 /* of the guest's memory */
 #define FORGET_SIZE        (16u << 10) /* with LODGE_SOFT=forget: a few blocks' instructions */
 
 static struct soft_vcpu *soft_of(struct vcpu *vcpu)
@@ -120,10 +123,19 @@ static void soft_vm_release(struct soft_vm *vm)
     free(vm);
 }
 
+static uint64_t code_cache_size(const struct machine *machine)
+{
+    uint64_t part = mem_ram_size(machine->mem) / CODE_CACHE_PART;
+
+    if (machine->code_cache)
+        return machine->code_cache;
+    return part < CODE_CACHE_LEAST ? CODE_CACHE_LEAST : part > CODE_CACHE_MOST ? CODE_CACHE_MOST : part;
+}
+
 /* What it made is in *vm also when it fails. The shares of the code cache are as large programs fill them. */
 static int soft_vm_make(struct soft_vm *vm, struct machine *machine)
 {
-    uint64_t share = (machine->code_cache ? machine->code_cache : CODE_CACHE_DEFAULT) / 16;
+    uint64_t share = align_down(code_cache_size(machine), 16 * PAGE_SIZE) / 16;
     struct soft_cache_options cache = {.forgets = !vm->tuning.lockstep};
     uint64_t code = vm->tuning.code_size ? vm->tuning.code_size : share * 7;
     int ret = soft_code_create((uint32_t)code, &vm->code);
@@ -404,7 +416,9 @@ static uint64_t soft_vcpu_tsc(struct vcpu *vcpu)
 const struct engine_ops soft_engine = {
     .name = "soft",
     .description = "executes the guest in software on any x86-64 host",
-    .code_cache = CODE_CACHE_DEFAULT,
+    .code_cache = CODE_CACHE_LEAST,
+    .code_cache_most = CODE_CACHE_MOST,
+    .code_cache_part = CODE_CACHE_PART,
     .probe = soft_probe,
     .cpuid_support = soft_cpuid_support,
     .vm_create = soft_vm_create,
