@@ -102,6 +102,23 @@ static void stream_index(struct generate_stream *s)
     stream_bytes(s, b, len, DIFF_INTEGER);
 }
 
+/* inc or dec dword [pointer + index * 4], then adc into a register: what is between them leaves CF alone. */
+static void stream_count(struct generate_stream *s, unsigned counter)
+{
+    uint16_t free = (uint16_t)~(s->g->pointers | s->g->indexes | 1u << GPR_RSP | 1u << counter);
+    unsigned base = choose(s->g, (uint16_t)(s->g->pointers & ~(1u << GPR_RBP | 1u << GPR_R13)));
+    unsigned index = choose(s->g, s->g->indexes);
+    uint8_t b[5] = {(uint8_t)(0x40 | (index >> 3) << 1 | base >> 3), 0xff,
+                    (uint8_t)(0x04 | generate_below(s->g->r, 2) << 3),
+                    (uint8_t)(0x80 | (index & 7) << 3 | (base & 7)), 0};
+    static const int8_t zero = 0;
+
+    stream_patch_branch(s, 4);
+    stream_bytes(s, b, 4, DIFF_INTEGER);
+    if (free)
+        stream_one(s, true, 0x83, 2, choose(s->g, free), &zero); /* adc */
+}
+
 static void stream_body(struct generate_stream *s, unsigned families, unsigned counter)
 {
     unsigned want = s->c->count + 1 + generate_below(s->g->r, LOOP_BODY);
@@ -113,6 +130,10 @@ static void stream_body(struct generate_stream *s, unsigned families, unsigned c
     while (s->c->count < want) {
         if (generate_insn(s->g, &insn, generate_family_among(s->g, families)) && !names(&insn, counter))
             stream_insn(s, &insn);
+    }
+    if (generate_below(s->g->r, 4) == 0) {
+        stream_one(s, true, 0xff, 0, choose(s->g, s->g->pointers), NULL); /* inc */
+        stream_count(s, counter);
     }
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 
 #include "cpu/soft/fpu.h"
 #include "cpu/soft/code.h"
@@ -11,6 +12,7 @@
 #include "cpu/soft/vm.h"
 
 #define CACHE_HASH_BITS  18u
+#define SUM_PRIME        ((1ull << 61) - 1)
 #define CACHE_HASH_SIZE  (1u << CACHE_HASH_BITS)
 
 /* What is known of one page of a memory slot. */
@@ -42,6 +44,7 @@ struct soft_cache {
     _Atomic uint64_t epoch;   /* bumped when blocks or instructions were dropped */
     _Atomic uint64_t dropped; /* counts the times when all blocks were */
     _Atomic uint32_t decode_lock; /* the families' binds share the native code buffer */
+    uint64_t sum_key;     /* soft_block_sum's; no guest can know it */
 };
 
 /* Two pages at most are under one block. */
@@ -105,6 +108,9 @@ int soft_cache_create(struct mem *mem, const struct soft_cache_options *options,
     cache->mem = mem;
     cache->jit = options->jit;
     cache->forgets = options->forgets;
+    if (getrandom(&cache->sum_key, sizeof(cache->sum_key), 0) != sizeof(cache->sum_key))
+        goto err_destroy;
+    cache->sum_key = cache->sum_key % (SUM_PRIME - 2) + 2;
     if (arena_map(&cache->blocks, options->blocks_size) < 0 ||
         arena_map(&cache->insns, options->insns_size) < 0)
         goto err_destroy;
@@ -555,25 +561,50 @@ static bool page_prepare(struct soft_vcpu *cpu, gpa_t gpa, struct code_span *spa
     return true;
 }
 
+/* A polynomial modulo a prime at a secret point. */
+static uint64_t sum_step(uint64_t sum, uint64_t key, uint64_t value)
+{
+    unsigned __int128 product = (unsigned __int128)(sum + value) * key;
+    uint64_t folded = (uint64_t)(product & SUM_PRIME) + (uint64_t)(product >> 61);
+
+    return (folded & SUM_PRIME) + (folded >> 61);
+}
+
+uint64_t soft_block_sum(const struct soft_vcpu *cpu, uint64_t sum, const uint8_t *bytes, unsigned length)
+{
+    uint32_t words[4] = {0};
+
+    soft_copy(words, bytes, length);
+    words[3] |= length << 24; /* no instruction has a sixteenth byte */
+    for (unsigned i = 0; i < 4; i++)
+        sum = sum_step(sum, cpu->cache->sum_key, words[i]);
+    return sum;
+}
+
+/* Each instruction is read once only: a device may be writing it. */
 static unsigned decode_run(struct soft_vcpu *cpu, const uint8_t *bytes, unsigned avail,
-                           unsigned limit, struct insn *insn, uint16_t *used)
+                           unsigned limit, struct insn *insn, struct soft_block *block)
 {
     unsigned count = 0, at = 0;
 
+    block->sum = 0;
     while (count < limit && at < avail) {
         unsigned rest = avail - at > 15 ? 15 : avail - at;
+        uint8_t copy[15] = {0};
         bool whole;
 
+        soft_copy(copy, bytes + at, rest);
         soft_spin_lock(&cpu->cache->decode_lock);
-        whole = soft_decode(cpu, cpu->mode, bytes + at, rest, &insn[count]);
+        whole = soft_decode(cpu, cpu->mode, copy, rest, &insn[count]);
         soft_spin_unlock(&cpu->cache->decode_lock);
         if (!whole || (count > 0 && insn[count].flags & INSN_ALONE))
             break;
+        block->sum = soft_block_sum(cpu, block->sum, copy, insn[count].length);
         at += insn[count].length;
         if (insn[count++].flags & (INSN_ENDS_BLOCK | INSN_ALONE))
             break;
     }
-    *used = (uint16_t)at;
+    block->bytes = (uint16_t)at;
     return count;
 }
 
@@ -634,7 +665,8 @@ static bool cache_restore(struct soft_vcpu *cpu, struct soft_block *block,
     soft_spin_lock(&cache->lock);
     *full = !arena_has(&cache->insns, from->block.count * sizeof(struct insn));
     good = atomic_load(&block->valid) && block->count == from->block.count &&
-           block->bytes == from->block.bytes && block->gpa2 == from->block.gpa2 && !*full;
+           block->bytes == from->block.bytes && block->gpa2 == from->block.gpa2 &&
+           block->sum == from->block.sum && !*full;
     if (good && !atomic_load_explicit(&block->insn, memory_order_relaxed))
         atomic_store_explicit(&block->insn, insns_keep(cache, from), memory_order_release);
     soft_spin_unlock(&cache->lock);
@@ -694,14 +726,14 @@ static unsigned build(struct soft_vcpu *cpu, gva_t linear, const struct soft_exe
     block = scratch_begin(scratch, first->gpa | offset, cpu->mode);
     if (!page_prepare(cpu, first->gpa, &span[0]))
         return 0;
-    block->count = (uint8_t)decode_run(cpu, host, avail, limit, scratch->insn, &block->bytes);
+    block->count = (uint8_t)decode_run(cpu, host, avail, limit, scratch->insn, block);
     if (block->count > 0)
         return 1;
     second = gather(cpu, linear, host, avail, bytes); /* may raise; nothing is held */
     gpa2 = second->gpa;
     if (second->host && page_prepare(cpu, gpa2, &span[1]))
         soft_copy(bytes + avail, second->host, 15 - avail); /* again: it is safe to read now */
-    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, scratch->insn, &block->bytes);
+    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, scratch->insn, block);
     if (!second->host || gpa2 == (first->gpa & PAGE_MASK))
         return 0;
     block->gpa2 = gpa2;
@@ -715,8 +747,18 @@ static struct soft_block *scratch_block(struct soft_vcpu *cpu, gva_t linear)
     uint8_t bytes[15];
 
     fill_ones(bytes, sizeof(bytes));
-    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, cpu->scratch->insn, &block->bytes);
+    block->count = (uint8_t)decode_run(cpu, bytes, 15, 1, cpu->scratch->insn, block);
     return block;
+}
+
+/* The block at linear, if there still is one that may be executed there. */
+static struct soft_block *again_there(struct soft_vcpu *cpu, gva_t linear)
+{
+    const struct soft_exec_entry *first = soft_fetch_page(cpu, linear);
+    struct soft_block *block =
+        first->host ? soft_block_peek(cpu, first->gpa | (linear & ~PAGE_MASK), cpu->mode) : NULL;
+
+    return block && soft_block_holds(cpu, block, linear) ? block : NULL;
 }
 
 /* Decodes at linear. `old`: a block that is to have its instructions back; NULL: a new block. */
@@ -741,8 +783,11 @@ static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, struct
             block = cache_insert(cpu, cpu->scratch, span, spans, &full);
         else if (!cache_restore(cpu, old, cpu->scratch, &full))
             block = &cpu->scratch->block;
-        if (full)
-            cache_make_room(cpu); /* `old` may be gone after it */
+        if (full) { /* nothing decoded before counts after it: the code buffer may have been emptied */
+            cache_make_room(cpu);
+            old = old ? again_there(cpu, linear) : NULL;
+            continue;
+        }
         if (block)
             return block;
         soft_sync_service(cpu);

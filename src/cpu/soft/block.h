@@ -46,6 +46,7 @@ struct soft_block {
     const struct insn *_Atomic insn; /* `count` of them, until the next block edge; NULL: they are gone */
     struct soft_block *page_next[2]; /* cache lock; [1]: in the list of the second page */
     uint16_t runs;      /* times interpreted, roughly; SOFT_BLOCK_COLD: not to be translated */
+    uint64_t sum;       /* of its instructions' bytes as they were decoded (soft_block_sum) */
 };
 
 /* A block that is not in the cache. */
@@ -121,6 +122,9 @@ static inline bool soft_block_holds(struct soft_vcpu *cpu, const struct soft_blo
     return likely(block->gpa2 == SOFT_BLOCK_ONE_PAGE) ||
            soft_block_second_holds(cpu, block, linear);
 }
+/* Adds an instruction's bytes to the sum that tells whether others have the same. Who reads guest memory again compares it: a
+ * device may be writing there, of which the cache learns only afterwards. */
+uint64_t soft_block_sum(const struct soft_vcpu *cpu, uint64_t sum, const uint8_t *bytes, unsigned length);
 /* Translates the block, which has run often. At a block edge. */
 void soft_block_translate(struct soft_vcpu *cpu, struct soft_block *block);
 /* Joins the code that was left through `link` to the block that follows. */

@@ -105,6 +105,12 @@ enum soft_where {
 #define SOFT_LOOP_SCORES 256u
 #define SOFT_LOOP_PASSED 2u
 
+/* What a loop's second form has saved on this vCPU. */
+struct soft_loop_score {
+    uint32_t number; /* of the translation */
+    int32_t score;
+};
+
 struct soft_vcpu {
     struct cpu_state s; /* live, except s.xsave while fpu_live; first member: s.gpr is at offset 0 */
     uint64_t next_rip;
@@ -168,7 +174,7 @@ struct soft_vcpu {
         uint64_t limit;         /* operands that begin less bytes after it lie inside; 0: none yet */
         uint64_t addend;
     } loop_wild[SOFT_LOOP_RANGES];
-    int32_t loop_score[SOFT_LOOP_SCORES]; /* by the translation's number: what the second form has saved */
+    struct soft_loop_score loop_score[SOFT_LOOP_SCORES]; /* by the translation's number, modulo */
     uint64_t jit_generation;    /* of the code when it was last entered: the link it answered is of then */
 
     /* block.c */

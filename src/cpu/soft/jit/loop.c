@@ -10,10 +10,20 @@
 
 /* ---- before the first pass ---- */
 
+static size_t score_place(const struct jit_translation *t)
+{
+    return offsetof(struct soft_vcpu, loop_score) +
+           t->native->number % SOFT_LOOP_SCORES * sizeof(struct soft_loop_score);
+}
+
 static struct asm_mem score_of(const struct jit_translation *t)
 {
-    return asm_gs(offsetof(struct soft_vcpu, loop_score) +
-                  t->native->number % SOFT_LOOP_SCORES * sizeof(int32_t));
+    return asm_gs(score_place(t) + offsetof(struct soft_loop_score, score));
+}
+
+static struct asm_mem score_whose(const struct jit_translation *t)
+{
+    return asm_gs(score_place(t) + offsetof(struct soft_loop_score, number));
 }
 
 static struct asm_mem range_slot(unsigned k)
@@ -151,22 +161,28 @@ static uint32_t look_up_range(struct jit_translation *t, unsigned k)
     return miss;
 }
 
-/* Whether such look-ups have paid so far. Answers the jump taken if not. */
-static uint32_t pay(struct jit_translation *t)
-{
-    struct asm_code *a = &t->a;
-    struct asm_mem score = score_of(t);
-
-    asm_op_mem(a, false, 0x8b, JIT_T0, score);
-    asm_alu_imm(a, false, ASM_SUB, JIT_T0, SCORE_COST);
-    asm_op_mem(a, false, 0x89, JIT_T0, score);
-    return asm_jcc(a, ASM_CC_S, 0);
-}
-
 static void store_imm32(struct asm_code *a, struct asm_mem m, uint32_t value)
 {
     asm_op_mem(a, false, 0xc7, 0, m);
     asm_u32(a, value);
+}
+
+/* Whether such look-ups have paid so far on this vCPU. Answers the jump taken if not. */
+static uint32_t pay(struct jit_translation *t)
+{
+    struct asm_code *a = &t->a;
+    uint32_t known;
+
+    asm_op_mem(a, false, 0x81, ASM_CMP, score_whose(t));
+    asm_u32(a, t->native->number);
+    known = asm_jcc(a, ASM_CC_E, 0);
+    store_imm32(a, score_whose(t), t->native->number);
+    store_imm32(a, score_of(t), SCORE_FIRST);
+    asm_patch(a, known, a->at);
+    asm_op_mem(a, false, 0x8b, JIT_T0, score_of(t));
+    asm_alu_imm(a, false, ASM_SUB, JIT_T0, SCORE_COST);
+    asm_op_mem(a, false, 0x89, JIT_T0, score_of(t));
+    return asm_jcc(a, ASM_CC_S, 0);
 }
 
 /* In lock-step, one pass is made if the interpreter has made it. Answers the jump taken if not. */
@@ -286,6 +302,7 @@ static void leave_for_good(struct jit_translation *t, const struct jit_loop_exit
     struct jit_loop_flags flags = exit->flags;
 
     jit_loop_flags_live(t, &flags);
+    pay_back(t);
     registers_back(t);
     jit_call_for_good(t, &t->work->insn[exit->insn]);
 }
@@ -415,7 +432,7 @@ void jit_loop_emit(struct jit_translation *t)
     unsigned traps = t->trap_count, links = t->link_count;
     uint32_t start = t->a.at;
 
-    if (loop->back == 0)
+    if (loop->back == 0 || t->failed || t->a.overflow)
         return;
     loop->fails = loop->exits = 0;
     if (emit(t) && !t->failed && !t->a.overflow) {
@@ -424,7 +441,6 @@ void jit_loop_emit(struct jit_translation *t)
         t->flags = loop->flags_back;
         loop->link = t->link_count;
         jit_new_link(t, t->work->insn[0].offset, loop->back);
-        t->cpu->loop_score[t->native->number % SOFT_LOOP_SCORES] = SCORE_FIRST;
         t->native->has_loop = true;
         t->cpu->stat_loops++;
         return;

@@ -191,7 +191,7 @@ static bool step_of(const struct jit_loop *loop, const struct jit_sum *sum, int6
             continue;
         if (loop->wild >> gpr & 1u)
             return false;
-        *step += sum->times[gpr] * loop->step[gpr];
+        *step = (int64_t)((uint64_t)*step + (uint64_t)sum->times[gpr] * (uint64_t)loop->step[gpr]);
     }
     return sum->known;
 }
@@ -266,13 +266,12 @@ static int add_range(struct jit_loop *loop, const struct jit_range *r)
 }
 
 /* The access's number, or -1. */
-static int add_wild(struct jit_loop *loop, const struct jit_insn *i, const ZydisDecodedOperand *op)
+static int add_wild(struct jit_loop *loop, const ZydisDecodedOperand *op)
 {
-    int64_t disp = jit_displacement(i, op);
     struct jit_range at = {.base = (int8_t)insn_gpr(op->mem.base),
                            .index = (int8_t)insn_gpr(op->mem.index),
                            .write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE,
-                           .lo = (int32_t)disp, .hi = (int32_t)disp + op->size / 8};
+                           .hi = op->size / 8};
 
     if (loop->wilds == JIT_LOOP_RANGES || op->size == 0 || op->mem.base == ZYDIS_REGISTER_RIP)
         return -1;
@@ -295,7 +294,7 @@ static bool add_access(struct jit_loop *loop, const struct jit_insn *i, const st
     if (range_of(loop, i, op, now, &r))
         out->range = (int8_t)add_range(loop, &r);
     if (out->range < 0)
-        out->wild = (int8_t)add_wild(loop, i, op);
+        out->wild = (int8_t)add_wild(loop, op);
     return out->range >= 0 || out->wild >= 0;
 }
 

@@ -198,10 +198,9 @@ static struct asm_mem emit_operand(struct jit_translation *t, const ZydisDecoded
     struct jit_loop *loop = &t->work->loop;
     struct asm_mem m = jit_loop_operand(loop, t->i, op);
     struct jit_loop_access access = t->work->loop_access[t->index];
-    const struct jit_range *r = &loop->range[access.range];
 
     if (access.wild < 0)
-        return operand_on_host(loop, m, r, r->host);
+        return operand_on_host(loop, m, &loop->range[access.range], loop->range[access.range].host);
     flags_free(t, flags);
     emit_wild(t, (unsigned)access.wild, m);
     new_exit(t, (struct jit_loop_exit){.kind = JIT_EXIT_MISS,     .site = (uint32_t)access.wild, .flags = *flags});
@@ -263,12 +262,11 @@ static bool emit_plain(struct jit_translation *t, struct jit_loop_flags *flags)
 {
     const struct jit_insn *i = t->i;
     const ZydisDecodedOperand *op = jit_memory_operand(i);
-    bool carry = is_step(i) && flags->recipe.kind == JIT_RECIPE_STEP && !flags->saved;
     struct asm_mem m;
 
     if (op)
-        m = emit_operand(t, op, flags);
-    if (i->flags_read && !carry)
+        m = emit_operand(t, op, flags); /* CF is not the guest's any more if that had to look */
+    if (i->flags_read && !(is_step(i) && flags->recipe.kind == JIT_RECIPE_STEP && !flags->saved))
         jit_loop_flags_live(t, flags);
     if (i->class == JIT_VECTOR) {
         new_exit(t, (struct jit_loop_exit){.kind = JIT_EXIT_TRAP, .site = t->trap_count,

@@ -86,7 +86,7 @@ static bool next_never_polls(const struct jit_translation *t)
 {
     const struct jit_insn *next = t->i + 1;
 
-    return t->index + 1 < t->insn_count &&
+    return t->index + 1 < t->insn_count && next->class != JIT_INTERPRET && /* HLT, above all */
            (next->class < JIT_JMP || next->class == JIT_JCC);
 }
 

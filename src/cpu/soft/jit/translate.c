@@ -126,6 +126,7 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
     const uint8_t *bytes = slot ? slot->host + (block->gpa - slot->gpa) : NULL;
     const struct insn *insn = atomic_load_explicit(&block->insn, memory_order_acquire);
     bool crosses = block->gpa2 != SOFT_BLOCK_ONE_PAGE; /* it is one instruction, and the last */
+    uint64_t sum = 0;
 
     if (!bytes || !insn || part == JIT_PARTS || t->insn_count + block->count > JIT_INSNS)
         return false;
@@ -133,13 +134,21 @@ static bool decode_part(struct jit_translation *t, struct soft_block *block)
         struct jit_insn *i = &t->work->insn[t->insn_count++];
 
         i->in = &insn[k];
-        i->bytes = crosses ? NULL : bytes;
+        if (!crosses) {
+            soft_copy(i->copy, bytes, i->in->length);
+            sum = soft_block_sum(t->cpu, sum, i->copy, i->in->length);
+        }
+        i->bytes = crosses ? NULL : i->copy;
         i->offset = (uint16_t)offset;
         i->part = (uint8_t)part;
         i->index = (uint8_t)k;
         decode_one(i, block->mode);
         bytes += i->in->length;
         offset += i->in->length;
+    }
+    if (!crosses && sum != block->sum) {
+        t->insn_count -= block->count;
+        return false; /* a device is writing there */
     }
     t->native->part[t->native->part_count++].block = block;
     return true;

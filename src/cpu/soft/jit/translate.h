@@ -81,7 +81,8 @@ struct jit_insn {
     ZydisDecodedInstruction z;
     ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
     const struct insn *in;
-    const uint8_t *bytes;
+    const uint8_t *bytes; /* `copy`; NULL: it crosses the page */
+    uint8_t copy[16];
     uint16_t offset;     /* in the page */
     uint8_t part, index; /* its block, and its place in it */
     uint8_t class;       /* enum jit_class */
