@@ -32,7 +32,7 @@ CLASSES = {
 
 # For --each: stress-ng's own classes but those that want a device or a GPU.
 ALL = "cpu,cpu-cache,filesystem,interrupt,io,memory,network,os,pipe,scheduler,security,vm"
-NOT = "cpu-online,env,oom-pipe,smi"  # fewer CPUs, no memory left, no such thing
+NOT = "cpu-online,env,mmaphuge,oom-pipe,smi"  # fewer CPUs, no memory left, no such thing
 
 # What a healthy kernel never prints.
 COMPLAINT = re.compile(
