@@ -71,7 +71,7 @@ static const struct insn *insn_of(struct soft_vcpu *cpu, const struct soft_nativ
     if (insn)
         return &insn[site->index];
     insn = soft_block_again(cpu, block, site->offset, site->length, site);
-    atomic_thread_fence(memory_order_acquire); /* the bytes were read before: a block is removed before they change */
+    atomic_thread_fence(memory_order_acquire); /* the bytes were read before; a vCPU's store removes the block first */
     return native->removed ? NULL : insn;
 }
 
