@@ -785,6 +785,7 @@ static struct soft_block *block_make(struct soft_vcpu *cpu, gva_t linear, struct
             block = &cpu->scratch->block;
         if (full) { /* nothing decoded before counts after it: the code buffer may have been emptied */
             cache_make_room(cpu);
+            soft_sync_service(cpu); /* who makes it instead may be waiting for this vCPU */
             old = old ? again_there(cpu, linear) : NULL;
             continue;
         }
