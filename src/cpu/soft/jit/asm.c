@@ -125,6 +125,18 @@ void asm_store(struct asm_code *a, struct asm_mem m, unsigned reg)
     asm_op_mem(a, true, 0x89, reg, m);
 }
 
+void asm_store_imm8(struct asm_code *a, struct asm_mem m, unsigned value)
+{
+    asm_op_mem(a, false, 0xc6, 0, m);
+    asm_byte(a, value);
+}
+
+void asm_store_imm32(struct asm_code *a, struct asm_mem m, uint32_t value)
+{
+    asm_op_mem(a, false, 0xc7, 0, m);
+    asm_u32(a, value);
+}
+
 void asm_mov(struct asm_code *a, unsigned to, unsigned from)
 {
     asm_op_reg(a, true, 0x89, from, to);

@@ -63,6 +63,8 @@ void asm_op_reg(struct asm_code *a, bool w, unsigned op, unsigned reg, unsigned 
 
 void asm_load(struct asm_code *a, unsigned reg, struct asm_mem m);  /* 64 bits */
 void asm_store(struct asm_code *a, struct asm_mem m, unsigned reg); /* 64 bits */
+void asm_store_imm8(struct asm_code *a, struct asm_mem m, unsigned value);
+void asm_store_imm32(struct asm_code *a, struct asm_mem m, uint32_t value);
 void asm_mov(struct asm_code *a, unsigned to, unsigned from);
 void asm_lea(struct asm_code *a, unsigned reg, struct asm_mem m);
 void asm_mov_imm(struct asm_code *a, unsigned reg, uint64_t value); /* the shortest form */

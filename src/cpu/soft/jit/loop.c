@@ -161,12 +161,6 @@ static uint32_t look_up_range(struct jit_translation *t, unsigned k)
     return miss;
 }
 
-static void store_imm32(struct asm_code *a, struct asm_mem m, uint32_t value)
-{
-    asm_op_mem(a, false, 0xc7, 0, m);
-    asm_u32(a, value);
-}
-
 /* Whether such look-ups have paid so far on this vCPU. Answers the jump taken if not. */
 static uint32_t pay(struct jit_translation *t)
 {
@@ -176,8 +170,8 @@ static uint32_t pay(struct jit_translation *t)
     asm_op_mem(a, false, 0x81, ASM_CMP, score_whose(t));
     asm_u32(a, t->native->number);
     known = asm_jcc(a, ASM_CC_E, 0);
-    store_imm32(a, score_whose(t), t->native->number);
-    store_imm32(a, score_of(t), SCORE_FIRST);
+    asm_store_imm32(a, score_whose(t), t->native->number);
+    asm_store_imm32(a, score_of(t), SCORE_FIRST);
     asm_patch(a, known, a->at);
     asm_op_mem(a, false, 0x8b, JIT_T0, score_of(t));
     asm_alu_imm(a, false, ASM_SUB, JIT_T0, SCORE_COST);
@@ -256,7 +250,7 @@ static void before_passes(struct jit_translation *t)
         fails_at(t, allowed_pass(t));
     else
         loop->unpaid = pay(t);
-    store_imm32(a, JIT_FIELD(loop_passes), lockstep ? 0 : PASSES_MAX - 1);
+    asm_store_imm32(a, JIT_FIELD(loop_passes), lockstep ? 0 : PASSES_MAX - 1);
     for (unsigned k = 0; k < loop->ranges; k++)
         fails_at(t, look_up_range(t, k));
     asm_op_mem(a, false, 0x8b, JIT_T0, JIT_FIELD(loop_passes));
@@ -268,10 +262,10 @@ static void before_passes(struct jit_translation *t)
     if (!lockstep)
         earn(t);
     else
-        store_imm32(a, JIT_FIELD(loop_lockstep), SOFT_LOOP_PASSED);
+        asm_store_imm32(a, JIT_FIELD(loop_lockstep), SOFT_LOOP_PASSED);
     asm_op_reg(a, true, 0xf7, 3, JIT_T0); /* neg */
     for (unsigned k = 0; k < loop->wilds; k++)
-        store_imm32(a, jit_loop_wild(k, JIT_WILD_LIMIT), 0);
+        asm_store_imm32(a, jit_loop_wild(k, JIT_WILD_LIMIT), 0);
     registers_in(t);
     asm_mov(a, loop->counter, JIT_T0);
 }
@@ -342,7 +336,7 @@ static void look_up_wild(struct jit_translation *t, const struct jit_loop_exit *
         break;
     }
     asm_store(a, jit_loop_wild(k, JIT_WILD_ADDEND), JIT_T1);
-    store_imm32(a, jit_loop_wild(k, JIT_WILD_LIMIT), PAGE_SIZE + 1 - size);
+    asm_store_imm32(a, jit_loop_wild(k, JIT_WILD_LIMIT), PAGE_SIZE + 1 - size);
     asm_jmp(a, wild->start);
     asm_patch(a, miss, a->at);
     leave_for_good(t, exit);

@@ -41,18 +41,6 @@ static void store_word(struct asm_code *a, struct asm_mem m, unsigned reg)
     asm_op_mem(a, false, 0x89, reg, m);
 }
 
-static void store_byte(struct asm_code *a, struct asm_mem m, unsigned value)
-{
-    asm_op_mem(a, false, 0xc6, 0, m);
-    asm_byte(a, value);
-}
-
-static void store_long_imm(struct asm_code *a, struct asm_mem m, uint32_t value)
-{
-    asm_op_mem(a, false, 0xc7, 0, m);
-    asm_u32(a, value);
-}
-
 /* The call of the thunk pushed it: T1. */
 static void pop_site(struct asm_code *a)
 {
@@ -81,10 +69,10 @@ static void flat_segments(struct asm_code *a, int32_t to_ss, uint32_t dpl)
     store_word(a, JIT_FIELD(s.seg[SEG_SS].selector), JIT_T0);
     store_zero(a, JIT_FIELD(s.seg[SEG_CS].base));
     store_zero(a, JIT_FIELD(s.seg[SEG_SS].base));
-    store_long_imm(a, JIT_FIELD(s.seg[SEG_CS].limit), UINT32_MAX);
-    store_long_imm(a, JIT_FIELD(s.seg[SEG_SS].limit), UINT32_MAX);
-    store_long_imm(a, JIT_FIELD(s.seg[SEG_CS].attr), SOFT_FLAT_CODE64 | dpl);
-    store_long_imm(a, JIT_FIELD(s.seg[SEG_SS].attr), SOFT_FLAT_DATA | dpl);
+    asm_store_imm32(a, JIT_FIELD(s.seg[SEG_CS].limit), UINT32_MAX);
+    asm_store_imm32(a, JIT_FIELD(s.seg[SEG_SS].limit), UINT32_MAX);
+    asm_store_imm32(a, JIT_FIELD(s.seg[SEG_CS].attr), SOFT_FLAT_CODE64 | dpl);
+    asm_store_imm32(a, JIT_FIELD(s.seg[SEG_SS].attr), SOFT_FLAT_DATA | dpl);
 }
 
 /* T2: RFLAGS, whose arithmetic flags become the saved ones. T0. */
@@ -130,8 +118,8 @@ static void enter_level(struct asm_code *a, unsigned cpl, unsigned index)
     asm_lea(a, JIT_CTX, asm_base(JIT_T2, SOFT_CONTEXT_STACK));
     asm_op_mem(a, false, 0x8b, JIT_T0, asm_base(JIT_T2, CONTEXT(mode))); /* mov */
     asm_op_mem(a, false, 0x89, JIT_T0, JIT_FIELD(mode));
-    store_byte(a, JIT_FIELD(cpl), cpl);
-    store_byte(a, JIT_FIELD(mmu_index), index);
+    asm_store_imm8(a, JIT_FIELD(cpl), cpl);
+    asm_store_imm8(a, JIT_FIELD(mmu_index), index);
 }
 
 /* ---- SYSCALL ---- */

@@ -27,12 +27,6 @@ static void test_byte(struct asm_code *a, struct asm_mem m, uint8_t bits)
     asm_byte(a, bits);
 }
 
-static void store_byte(struct asm_code *a, struct asm_mem m, uint8_t value)
-{
-    asm_op_mem(a, false, 0xc6, 0, m);
-    asm_byte(a, value);
-}
-
 /* RFLAGS other than the arithmetic flags are in s.rflags at all times. */
 static void set_flag(struct asm_code *a, uint32_t flag)
 {
@@ -188,7 +182,7 @@ static void set_ac(struct jit_translation *t, bool on)
         set_flag(a, RFLAGS_AC);
     else
         clear_flag(a, RFLAGS_AC);
-    store_byte(a, JIT_FIELD(mmu_index), on ? SOFT_MMU_KERNEL_AC : SOFT_MMU_KERNEL);
+    asm_store_imm8(a, JIT_FIELD(mmu_index), on ? SOFT_MMU_KERNEL_AC : SOFT_MMU_KERNEL);
     asm_lea(a, JIT_CTX, asm_base(JIT_CTX, by));
     asm_lea(a, JIT_T0, asm_base(JIT_CTX, -(int32_t)SOFT_CONTEXT_STACK));
     asm_store(a, JIT_FIELD(context), JIT_T0);
